@@ -1,0 +1,326 @@
+"""What an application sees: a mapping with an identity. Nothing here knows MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from . import document
+from .document import Changes, Mark, Record
+from .errors import SessionDataError, StoreError
+
+_IMMUTABLE = frozenset(document.IMMUTABLE)
+
+
+class State(Enum):
+    """What happened to a session in its request."""
+
+    UNTOUCHED = "the application has not looked at it"
+    OPEN = "read or changed; which of the two, a comparison with what was loaded tells"
+    REGENERATED = "it gets a new token at the commit"
+    DESTROYED = "it ends at the commit; what is set since starts a new one"
+    ENDED = "over: nothing of it is written any more"
+
+
+class Session(MutableMapping[str, Any]):
+    """The session of one request: a dict that MongoDB keeps, loaded on first need.
+
+    Keys are any str. Values are what BSON holds: None, bool, int (64 bit), float, str, bytes,
+    datetime, UUID, list, dict and the types of the `bson` package. Anything else raises
+    `SessionDataError` where it is assigned. Changes inside of a list or a dict count.
+
+    Every use may raise `StoreError`, if it is the first that needs the database.
+    """
+
+    __slots__ = (
+        "_base",
+        "_came",
+        "_data",
+        "_failure",
+        "_load",
+        "_loaded",
+        "_login",
+        "_prints",
+        "_record",
+        "_replaces",
+        "_state",
+        "_token",
+    )
+
+    def __init__(self, token: str | None, load: Callable[[str], Record | Mark | None]) -> None:
+        self._token = token
+        self._load = load
+        self._loaded = token is None
+        self._failure: StoreError | None = None
+        self._record: Record | None = None
+        self._came = False
+        self._state = State.UNTOUCHED
+        self._login: str | None = None
+        self._data: dict[str, Any] = {}
+        # What is known to be stored, and the bytes of those values of it that were handed out.
+        self._base: dict[str, Any] = {}
+        self._prints: dict[str, bytes] = {}
+        self._replaces = False
+
+    # The mapping.
+
+    def __getitem__(self, key: str) -> Any:
+        self._touch()
+        if key not in self._data:
+            self._read()
+        value = self._data[key]
+        if type(value) not in _IMMUTABLE and key not in self._prints:
+            self._take_print(key, value)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._touch()
+        document.encode(key, value)
+        self._data[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        self._touch()
+        self._read()
+        del self._data[key]
+
+    def __contains__(self, key: object) -> bool:
+        self._touch()
+        if key not in self._data:
+            self._read()
+        return key in self._data
+
+    def __iter__(self) -> Iterator[str]:
+        self._touch()
+        self._read()
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        self._touch()
+        self._read()
+        return len(self._data)
+
+    def __ior__(self, other: Mapping[str, Any]) -> Session:
+        self.update(other)
+        return self
+
+    def __repr__(self) -> str:
+        if not (self._loaded or self._replaces):
+            return "<Session, not loaded>"
+        return f"<Session {self._record.id if self._record else 'new'} with {sorted(self._data)}>"
+
+    def clear(self) -> None:
+        """Remove every key; on a session that was not looked at, without reading it."""
+        self._touch()
+        if self._loaded:
+            self._data.clear()
+        else:
+            self._wipe()
+
+    def copy(self) -> dict[str, Any]:
+        """Return the session's data as a plain dict; the values are the session's own."""
+        return dict(self)
+
+    # The identity.
+
+    @property
+    def id(self) -> str | None:
+        """The public id, safe to log and to list; None until stored."""
+        record = self._identity()
+        return record.id if record else None
+
+    @property
+    def token(self) -> str | None:
+        """The secret that opens this session, None until stored.
+
+        For handing to a client by other means than the cookie; never log or store it.
+        """
+        return self._token if self._identity() else None
+
+    @property
+    def new(self) -> bool:
+        """Whether no live session came with the request."""
+        self._identity()
+        return self._state is State.DESTROYED or not self._came
+
+    @property
+    def owner(self) -> str | None:
+        """The application's name for who is logged in, or None."""
+        if self._login is not None:
+            return self._login
+        record = self._identity()
+        return record.owner if record else None
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the session was created or last logged in, in UTC; None while new."""
+        record = self._identity()
+        return record.created_at if record else None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the session dies unless it is used before, in UTC; None while new."""
+        record = self._identity()
+        return record.expires_at if record else None
+
+    # What an application can make of it.
+
+    def regenerate(self) -> None:
+        """Move the data under a new token at the commit; the old token is dead from then on.
+
+        Call it when privileges change, against session fixation (OWASP ASVS 5.0, 7.2.4).
+        """
+        self._touch()
+        if self._state is State.OPEN:
+            self._state = State.REGENERATED
+
+    def login(self, owner: str) -> None:
+        """Make this the session of `owner`, under a new token and with its lifetime restarted.
+
+        Data of another owner is dropped, that of an anonymous visitor is kept. Raises
+        `SessionDataError` if `owner` is no str.
+        """
+        if not isinstance(owner, str):
+            raise SessionDataError(f"owner: must be a str, not {type(owner).__name__}")
+        document.encode("owner", owner)
+        self._touch()
+        if self._data:
+            self._read()  # Whose the data is decides whether it stays.
+        if self._owner_so_far() not in (None, owner):
+            self._wipe()
+        self._login = owner
+        self.regenerate()
+
+    def destroy(self) -> None:
+        """End the session at the commit and forget its data.
+
+        What is set afterwards in the same request starts a new session.
+        """
+        self._touch()
+        if self._state is not State.ENDED:
+            self._state = State.DESTROYED
+            self._login = None
+            self._wipe()
+
+    # What a store is told, and tells.
+
+    @property
+    def state(self) -> State:
+        """What happened to the session so far."""
+        return self._state
+
+    @property
+    def claim(self) -> str | None:
+        """The token that came with the request or was issued, unless it is known not to be live."""
+        return self._token
+
+    @property
+    def record(self) -> Record | None:
+        """What was loaded of the session; None where nothing was, or nothing was there."""
+        return self._record
+
+    @property
+    def login_owner(self) -> str | None:
+        """Who logged in during this request."""
+        return self._login
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why the session could not be loaded; it is not tried again in this request."""
+        return self._failure
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the store was asked what it has of the session, or need not be."""
+        return self._loaded
+
+    def load(self) -> None:
+        """Ask the store what it has of the session, once."""
+        if self._loaded or self._token is None:
+            return
+        if self._failure is not None:
+            raise self._failure
+        try:
+            found = self._load(self._token)
+        except StoreError as error:
+            self._failure = error
+            raise
+        self._loaded = True
+        if isinstance(found, Record):
+            self.rebase(found)
+            return
+        self._token = None  # Never adopted: what is set gets a token of ours.
+        if isinstance(found, Mark):
+            self.end()
+
+    def rebase(self, record: Record) -> None:
+        """Take `record` for what is stored, and this request's changes for changes of it."""
+        changes = self.changes()
+        self._replaces = changes.replaces or (
+            self._login is not None and record.owner not in (None, self._login)
+        )
+        self._record = record
+        self._came = self._loaded = True
+        self._base = {} if self._replaces else record.data
+        self._prints = {}
+        mine = {key: self._data[key] for key in changes.assigned}
+        self._data = {k: v for k, v in self._base.items() if k not in changes.removed} | mine
+
+    def changes(self) -> Changes:
+        """Return what the request changed. Raises `SessionDataError` for what cannot be stored."""
+        base = {} if self._replaces else self._base
+        return document.difference(self._data, base, self._prints)._replace(replaces=self._replaces)
+
+    def contents(self) -> Changes:
+        """Return all of the data, as the changes that make a new session of it."""
+        return document.difference(self._data, {}, {})
+
+    def settle(self, changes: Changes, record: Record | None, token: str | None) -> None:
+        """Take note that `changes` are stored, under `token`; `record` is None if never loaded."""
+        base = {} if changes.replaces else self._base
+        base = {key: value for key, value in base.items() if key not in changes.removed}
+        self._base = base | {key: self._data.get(key) for key in changes.assigned}
+        self._prints |= changes.prints
+        self._record, self._token = record, token
+        self._replaces, self._login, self._state = False, None, State.OPEN
+
+    def end(self) -> None:
+        """Take note that the session is over: nothing of it is written any more."""
+        self._state = State.ENDED
+
+    def discard(self) -> None:
+        """Give up every change of this request, all but `destroy()`."""
+        if self._state is State.DESTROYED:
+            self._login = None
+            self._wipe()
+        elif self._state is not State.UNTOUCHED:
+            self.end()
+
+    def _touch(self) -> None:
+        if self._state is State.UNTOUCHED:
+            self._state = State.OPEN
+
+    def _read(self) -> None:
+        if not self._replaces:
+            self.load()
+
+    def _identity(self) -> Record | None:
+        self._touch()
+        if self._state in (State.DESTROYED, State.ENDED):
+            return None
+        self.load()
+        return self._record
+
+    def _owner_so_far(self) -> str | None:
+        if self._login is None and self._record is not None:
+            return self._record.owner
+        return self._login
+
+    def _take_print(self, key: str, value: Any) -> None:
+        if value is self._base.get(key):
+            self._prints[key] = document.encode(key, value)
+
+    def _wipe(self) -> None:
+        self._data, self._base, self._prints = {}, {}, {}
+        self._replaces = True

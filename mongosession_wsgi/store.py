@@ -1,0 +1,473 @@
+"""The only module that speaks to MongoDB."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from secrets import token_urlsafe
+from typing import Any, TypeVar
+from weakref import finalize
+
+import pymongo
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import IndexModel, MongoClient, ReadPreference, WriteConcern
+from pymongo.collection import Collection
+from pymongo.errors import (
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
+
+from . import document
+from .document import Changes, Mark, Record
+from .errors import SessionDataError, SettingsError, StoreError, logger, warn
+from .session import Session, State
+from .settings import Settings
+
+T = TypeVar("T")
+_Sessions = Collection[RawBSONDocument]
+
+_MARK_TIME = timedelta(seconds=60)
+_RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
+_TOO_LARGE = {10334, 17419, 17420}
+_LOGIN_REFUSED = 18
+_NOT_ALLOWED = 13
+_FORM = {
+    "v": document.VERSION,
+    "data": {"$type": "object", "$not": {"$type": "array"}},
+    "owner": {"$type": ["string", "null"]},
+    "created_at": {"$type": "date"},
+    "seen_at": {"$type": "date"},
+    "expires_at": {"$type": "date"},
+}
+"""What every document of ours matches, and no mark; others in the collection are left alone."""
+
+
+class Outcome(Enum):
+    """What `flush` made of a session, as far as its cookie is concerned."""
+
+    KEPT = "the browser's cookie is as good as before"
+    RENEWED = "the session lives longer than the browser was told"
+    CREATED = "it has a new token"
+    DESTROYED = "it is no more"
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What is known of one live session; `size` is in bytes, moments are aware UTC."""
+
+    id: str
+    owner: str | None
+    created_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+    size: int
+    data: dict[str, Any] = field(repr=False)
+
+
+def utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class MongoStore:
+    """Keep sessions in one MongoDB collection.
+
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; raises `SettingsError`.
+    The client is made on first use in each process, so that a store may be made before a fork. A
+    `client` that is passed in is used as it is, and left open by `close`. `clock` returns the
+    current moment as an aware datetime.
+
+    Every method but the constructor raises `StoreError` if MongoDB fails.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | Settings,
+        *,
+        client: MongoClient[Any] | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = Settings.parse(settings)
+        database = self._settings.database
+        if database is None:
+            raise SettingsError(
+                "mongodb_session_db: missing; name the database that is to hold the sessions"
+            )
+        self._database = database
+        self._client = client
+        self._clock = clock
+        self._collections: dict[int, _Sessions] = {}
+        self._indexed: set[int] = set()
+
+    # The life of one session.
+
+    def open(self, token: str | None) -> Session:
+        """Return the session that a request with `token` has, not loaded; do no I/O."""
+        return Session(token, self.load)
+
+    def create(self, data: Mapping[str, Any] | None = None) -> Session:
+        """Return a new session that is stored already, also if it is empty."""
+        session = self.open(None)
+        session.update(data or {})
+        with self._deadline():
+            self._insert(session, session.contents())
+        return session
+
+    def retrieve(self, token: str) -> Session | None:
+        """Return the live session of `token`, or None."""
+        session = self.open(token)
+        return session if session.id else None
+
+    def load(self, token: str) -> Record | Mark | None:
+        """Return what stands under the id of `token`, unless it is expired or not of our form."""
+        id_ = document.id_of(token)
+        found = self._attempt(lambda sessions: sessions.find_one({"_id": id_}))
+        if found is None:
+            return None
+        record = document.decode(bytes(found.raw))
+        if record is None:
+            logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
+            return None
+        return record if record.expires_at > self._clock() else None
+
+    def flush(self, session: Session) -> Outcome:
+        """Write the session's changes, and say what that means for its cookie.
+
+        A session that was ended since it was opened stays ended: nothing is written then. Raises
+        `SessionDataError`, with the stored session as it was, for what MongoDB cannot hold.
+        """
+        if session.state in (State.UNTOUCHED, State.ENDED):
+            return Outcome.KEPT
+        changes = session.changes()
+        if session.state is State.OPEN and not (changes.any or self._is_renewal_due(session)):
+            return Outcome.KEPT
+        if session.failure is not None:
+            raise session.failure
+        with self._deadline():
+            if session.state is State.DESTROYED:
+                return self._end(session, changes)
+            if session.claim is None:
+                return self._start(session, changes)
+            if session.state is State.REGENERATED:
+                return self._regenerate(session, session.claim)
+            return self._update(session, session.claim, changes)
+
+    def destroy(self, session: Session) -> bool:
+        """Delete the session; False, and a `SessionWarning`, if the database failed."""
+        session.destroy()
+        try:
+            self.flush(session)
+        except StoreError as error:
+            warn(f"A session could not be destroyed and may still be live: {error}")
+            return False
+        return True
+
+    # All sessions.
+
+    def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
+        """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first."""
+        live = self._live() if owner is None else self._live(owner=owner)
+        try:
+            with self._sessions().find(live, sort=[("seen_at", -1)], allow_disk_use=True) as found:
+                for raw in found:
+                    record = document.decode(bytes(raw.raw))
+                    if isinstance(record, Record):
+                        yield _info(record, len(raw.raw))
+        except PyMongoError as error:
+            raise StoreError(_explained(error)) from error
+
+    def revoke(self, id: str) -> int:
+        """End the session of this public id; return how many were ended, 0 or 1."""
+        live = self._live(_id=id)
+        return self._attempt(lambda sessions: sessions.delete_one(live).deleted_count)
+
+    def revoke_all(self, owner: str, keep: str | None = None) -> int:
+        """End all sessions of `owner` but the one whose id is `keep`; return how many."""
+        live = self._live(owner=owner, _id={"$ne": keep})
+        return self._attempt(lambda sessions: sessions.delete_many(live).deleted_count)
+
+    def purge(self) -> int:
+        """Delete what has expired, for a server without a TTL monitor; return how many."""
+        expired = {"v": document.VERSION, "expires_at": {"$lte": self._clock()}}
+        return self._attempt(lambda sessions: sessions.delete_many(expired).deleted_count)
+
+    def ensure_indexes(self) -> None:
+        """Make the indexes: TTL on `expires_at`, and `owner`.
+
+        Not needed for an application that may make them itself: it does, once per process, before
+        its first insert.
+        """
+        indexes = [IndexModel("expires_at", expireAfterSeconds=0), IndexModel("owner")]
+        self._attempt(lambda sessions: sessions.create_indexes(indexes))
+
+    def close(self) -> None:
+        """Close this process's own client; the next use makes another."""
+        collection = self._collections.pop(os.getpid(), None)
+        if collection is not None and self._client is None:
+            collection.database.client.close()
+
+    # What flush is made of.
+
+    def _update(self, session: Session, token: str, changes: Changes) -> Outcome:
+        """Write the difference. The session must be live, there is no upsert."""
+        now, record = self._clock(), session.record
+        live: dict[str, Any] = {
+            "_id": document.id_of(token),
+            "v": document.VERSION,
+            "data": {"$type": "object"},
+            "expires_at": {"$gt": now},
+        }
+        if record is None:
+            live["created_at"], expires_at = self._of_unknown_age(now)
+        else:
+            expires_at = self._expiry(now, record.created_at)
+        update = document.update_of(changes, now, expires_at)
+        if self._attempt(lambda sessions: sessions.update_one(live, update).matched_count):
+            renewed = record is None or self._is_renewal_due(session)
+            if record is not None:
+                record = record._replace(
+                    seen_at=max(now, record.seen_at),
+                    expires_at=max(expires_at or now, record.expires_at),
+                )
+            session.settle(changes, record, token)
+            return Outcome.RENEWED if renewed else Outcome.KEPT
+        return self._explore(session)
+
+    def _explore(self, session: Session) -> Outcome:
+        """Find out why no live session was there to be written to, and do what is to be done then.
+
+        One that was looked at before has been ended since. Of one that was not, nothing is known
+        yet: it may be gone, regenerated away, or so old that its expiry has to be computed.
+        """
+        if session.loaded:
+            session.end()
+            return Outcome.KEPT
+        session.load()
+        return self.flush(session)
+
+    def _regenerate(self, session: Session, token: str) -> Outcome:
+        """Swap the session for a mark, and store its latest data under a new token.
+
+        Of several requests that do so at once, one finds the session; and with the first command
+        the old token is dead, whatever becomes of the second.
+        """
+        id_ = document.id_of(token)
+        mark = document.mark_of(self._clock() + _MARK_TIME)
+        live = self._live(_id=id_)
+        found = self._attempt(lambda sessions: sessions.find_one_and_replace(live, mark))
+        record = document.decode(bytes(found.raw)) if found is not None else None
+        if found is None or not isinstance(record, Record):
+            return self._explore(session)
+        session.rebase(record)
+        try:
+            return self._insert(session, session.contents(), record)
+        except SessionDataError:
+            self._attempt(lambda sessions: sessions.replace_one({"_id": id_} | mark, found))
+            raise
+
+    def _start(self, session: Session, changes: Changes) -> Outcome:
+        """Store a session that is new, unless it is still empty."""
+        if changes.assigned or session.login_owner is not None:
+            return self._insert(session, changes)
+        session.settle(changes, None, None)
+        return Outcome.KEPT
+
+    def _end(self, session: Session, changes: Changes) -> Outcome:
+        """Delete the session, and store as a new one what was set since."""
+        token, deleted = session.claim, 0
+        if token is not None:
+            ours = {"_id": document.id_of(token)} | _FORM
+            deleted = self._attempt(lambda sessions: sessions.delete_one(ours).deleted_count)
+        if changes.assigned or session.login_owner is not None:
+            if token is not None and not deleted and self._is_over(session, token):
+                session.end()
+                return Outcome.KEPT
+            return self._insert(session, changes)
+        session.settle(changes, None, None)
+        return Outcome.DESTROYED if deleted else Outcome.KEPT
+
+    def _is_over(self, session: Session, token: str) -> bool:
+        """Say whether a session that is not there was ended by somebody else in the meantime."""
+        return session.record is not None or isinstance(self.load(token), Mark)
+
+    def _insert(
+        self, session: Session, contents: Changes, predecessor: Record | None = None
+    ) -> Outcome:
+        """Store a new session; unless it is a login, it goes on with its predecessor's life."""
+        now = self._clock()
+        token = token_urlsafe(32)
+        record = Record(
+            id=document.id_of(token),
+            data={},
+            owner=session.login_owner,
+            created_at=now,
+            seen_at=now,
+            expires_at=self._expiry(now, now),
+        )
+        if predecessor is not None and session.login_owner is None:
+            record = record._replace(
+                owner=predecessor.owner,
+                created_at=predecessor.created_at,
+                expires_at=max(predecessor.expires_at, self._expiry(now, predecessor.created_at)),
+            )
+        stored = RawBSONDocument(document.document_of(record, contents))
+        self._ensure_indexes_once()
+        self._attempt(lambda sessions: _insert_once(sessions, stored))
+        session.settle(contents, record, token)
+        return Outcome.CREATED
+
+    # When a session dies.
+
+    def _expiry(self, now: datetime, created_at: datetime) -> datetime:
+        idle_until = now + self._settings.idle
+        if self._settings.lifetime is None:
+            return idle_until
+        return min(idle_until, created_at + self._settings.lifetime)
+
+    def _of_unknown_age(self, now: datetime) -> tuple[dict[str, Any], datetime | None]:
+        """Return the `created_at` that a session must have to be given a new expiry unseen.
+
+        Only one that is too young for its lifetime to matter has an expiry that needs no look at
+        it. Where the lifetime is no longer than the idle time, no expiry ever moves.
+        """
+        idle, lifetime = self._settings.idle, self._settings.lifetime
+        if lifetime is None:
+            return {"$type": "date"}, now + idle
+        if lifetime <= idle:
+            return {"$type": "date"}, None
+        return {"$gt": now + idle - lifetime}, now + idle
+
+    def _is_renewal_due(self, session: Session) -> bool:
+        """Say whether a session is to live longer though it was only read."""
+        if session.record is None:
+            return False
+        pause = min(self._settings.idle / 10, _RENEW_AT_LEAST_EVERY)
+        return self._clock() - session.record.seen_at >= pause
+
+    def _live(self, **conditions: Any) -> dict[str, Any]:
+        return _FORM | {"expires_at": {"$gt": self._clock()}} | conditions
+
+    # How MongoDB is spoken to.
+
+    def _sessions(self) -> _Sessions:
+        """Return this process's collection; a client must not be used on both sides of a fork."""
+        pid = os.getpid()
+        collection = self._collections.get(pid)
+        if collection is None:
+            made = self._connected()
+            # Two threads may come here at once; the client of one is closed, unused.
+            collection = self._collections.setdefault(pid, made)
+            if collection is not made and self._client is None:
+                made.database.client.close()
+        return collection
+
+    def _connected(self) -> _Sessions:
+        settings = self._settings
+        try:
+            client = self._own_client() if self._client is None else self._client
+        except (PyMongoError, ValueError, TypeError) as error:
+            # What the driver quotes, here or in a traceback, may be a part of the password.
+            reason = re.sub('"[^"]*"', '"…"', str(error))
+            raise StoreError(
+                "The mongodb_* settings describe no connection; check mongodb_host, where a user "
+                f"name and a password within a URI must be percent-encoded. {reason}"
+            ) from None
+        return client.get_database(self._database).get_collection(
+            settings.collection,
+            codec_options=CodecOptions(document_class=RawBSONDocument),
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority"),
+        )
+
+    def _own_client(self) -> MongoClient[Any]:
+        client: MongoClient[Any] = MongoClient(**self._settings.client_options)
+        finalize(self, _close_in_its_process, client, os.getpid())
+        return client
+
+    def _deadline(self) -> AbstractContextManager[None]:
+        """Give all commands of a flush together the time that a single one has."""
+        return pymongo.timeout(self._sessions().database.client.options.timeout)
+
+    def _attempt(self, command: Callable[[_Sessions], T]) -> T:
+        """Run a command, once more if the connection broke: each of ours may be repeated.
+
+        The driver repeats writes too, but on a standalone server it does not.
+        """
+        sessions = self._sessions()
+        try:
+            try:
+                return command(sessions)
+            except ConnectionFailure as error:
+                if error.timeout:
+                    raise
+                return command(sessions)
+        except PyMongoError as error:
+            if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
+                raise document.too_large("The session with what this request sets") from error
+            raise StoreError(_explained(error)) from error
+
+    def _ensure_indexes_once(self) -> None:
+        pid = os.getpid()
+        if pid in self._indexed:
+            return
+        self._indexed.add(pid)
+        try:
+            self.ensure_indexes()
+        except StoreError as error:
+            if not isinstance(error.__cause__, OperationFailure):
+                self._indexed.discard(pid)
+                raise
+            logger.warning(
+                "The indexes of the sessions could not be made, so expired ones pile up and the "
+                "sessions of an owner are found slowly; sessions work. MongoDB says: %s",
+                error.__cause__,
+            )
+
+
+def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
+    if os.getpid() == pid:
+        client.close()
+
+
+def _insert_once(sessions: _Sessions, stored: RawBSONDocument) -> None:
+    """Insert a new session; that its id is there already is the work of a repeated command."""
+    try:
+        sessions.insert_one(stored)
+    except DuplicateKeyError as error:
+        if (error.details or {}).get("keyPattern") != {"_id": 1}:
+            raise
+
+
+def _info(record: Record, size: int) -> SessionInfo:
+    return SessionInfo(
+        id=record.id,
+        owner=record.owner,
+        created_at=record.created_at,
+        seen_at=record.seen_at,
+        expires_at=record.expires_at,
+        size=size,
+        data=record.data,
+    )
+
+
+def _explained(error: PyMongoError) -> str:
+    """Say what an operator can do; the driver's words follow as the cause."""
+    code = error.code if isinstance(error, OperationFailure) else None
+    if code == _LOGIN_REFUSED:
+        return (
+            "MongoDB refused the login; check mongodb_username, mongodb_password and "
+            "mongodb_db_name, the database that knows them"
+        )
+    if code == _NOT_ALLOWED:
+        return "MongoDB does not allow this user to do that; grant it readWrite on the database"
+    if error.timeout:
+        return "MongoDB did not answer in time; check that it runs and that mongodb_host is right"
+    return f"MongoDB failed ({type(error).__name__})"
