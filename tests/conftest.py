@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from mongosession_wsgi.embedded import EmbeddedServer
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from mongosession_wsgi import MongoStore
+
+from .commands import RECORDER
+
+
+@pytest.fixture(scope="session")
+def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server of the whole run: that of `MONGODB_URI`, or an embedded one."""
+    uri = os.environ.get("MONGODB_URI")
+    if uri:
+        yield uri
+        return
+    with EmbeddedServer(
+        tmp_path_factory.mktemp("mongodb"), options=["--enable-test-commands"]
+    ) as server:
+        yield server.uri
+
+
+@pytest.fixture(scope="session")
+def client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
+    """A client for looking at what is stored, apart from those that are tested."""
+    with MongoClient(mongodb_uri, tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture
+def database(client: MongoClient[Any]) -> Iterator[str]:
+    """The name of a database that only this test has."""
+    name = f"test_{secrets.token_hex(4)}"
+    yield name
+    client.drop_database(name)
+
+
+@pytest.fixture
+def stored(client: MongoClient[Any], database: str) -> Collection[Any]:
+    """The collection of this test's sessions."""
+    return client[database]["sessions"]
+
+
+@pytest.fixture
+def settings(mongodb_uri: str, database: str) -> dict[str, Any]:
+    return {"mongodb_host": mongodb_uri, "mongodb_session_db": database}
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(timezone.utc).replace(microsecond=0)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **span: float) -> None:
+        self.now += timedelta(**span)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(settings: dict[str, Any], clock: Clock) -> Iterator[MongoStore]:
+    """A store whose indexes are made, so that tests count only the commands that they are about."""
+    store = MongoStore(settings, clock=clock)
+    store.ensure_indexes()
+    yield store
+    store.close()
+
+
+@pytest.fixture(autouse=True)
+def _every_command_names_one_id() -> Iterator[None]:
+    yield
+    scattered, RECORDER.scattered[:] = list(RECORDER.scattered), []
+    assert not scattered, "a request's command would go to every shard of a cluster"

@@ -1,0 +1,300 @@
+"""What a session holds: every key and value that it takes, and what it says to the others."""
+
+from __future__ import annotations
+
+import decimal
+import enum
+from collections import Counter, OrderedDict, namedtuple
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import bson
+import pytest
+from bson.dbref import DBRef
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+from pymongo.collection import Collection
+
+from mongosession_wsgi import MongoStore, Session, SessionDataError
+from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
+
+Point = namedtuple("Point", "x y")
+UTC_NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=timezone.utc)
+
+
+class Color(enum.IntEnum):
+    RED = 1
+
+
+def nested(levels: int) -> Any:
+    value: Any = "deep"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def kept(store: MongoStore, data: dict[str, Any]) -> dict[str, Any]:
+    """Return `data` as the next request reads it."""
+    token = store.create(data).token
+    assert token is not None
+    session = store.retrieve(token)
+    assert session is not None
+    return session.copy()
+
+
+KEYS = ["", "a.b", ".", "$x", "$", "_id", "nul\0", "%", "%2E", "100%", "é☃", "0", "data.x"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_str_is_a_key_at_every_level(store: MongoStore, key: str) -> None:
+    data = {key: {key: [{key: 1}]}, "other": 2}
+    assert kept(store, data) == data
+
+
+@given(st.text())
+def test_escaped_keys_come_back(key: str) -> None:
+    name = escape(key)
+    assert unescape(name) == key
+    assert name
+    assert "." not in name
+    assert "\0" not in name
+    assert not name.startswith("$")
+
+
+def test_two_keys_are_never_the_same_name() -> None:
+    keys = ["", "%", "%25", "a.b", "a%2Eb", "$a", "%24a", "\0", "%00"]
+    assert len({escape(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, False, 0, -1, 2**63 - 1, -(2**63), 1.5, float("inf"), "", "é\0☃",
+        b"", b"\xff\0", UTC_NOON, UUID(int=7), [], {}, [None, [1, {"a": []}]], {"a": {"b": {}}},
+        bson.ObjectId(), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
+        bson.Regex("a", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("f()"),
+        DBRef("coll", 1), {"$ref": "not a DBRef", "$id": 1},
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_what_bson_holds_comes_back(store: MongoStore, value: Any) -> None:
+    data = {"top": value, "nested": [{"in": value}]}
+    assert kept(store, data) == data
+
+
+def test_ninety_levels_come_back(store: MongoStore) -> None:
+    assert kept(store, {"top": nested(90)}) == {"top": nested(90)}
+
+
+@pytest.mark.parametrize(
+    ("value", "back"),
+    [
+        ((1, (2,)), [1, [2]]),
+        (Point(1, 2), [1, 2]),
+        (datetime(2026, 1, 2, 12), datetime(2026, 1, 2, 12, tzinfo=timezone.utc)),
+        (
+            datetime(2026, 1, 2, 12, 0, 0, 123999, timezone(timedelta(hours=2))),
+            datetime(2026, 1, 2, 10, 0, 0, 123000, timezone.utc),
+        ),
+        (OrderedDict(a=1), {"a": 1}),
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (bson.SON([("b", 1), ("a", 2)]), {"b": 1, "a": 2}),
+        (Markup("<b>"), "<b>"),
+        (Color.RED, 1),
+    ],
+)
+def test_what_comes_back_plain(store: MongoStore, value: Any, back: Any) -> None:
+    found = kept(store, {"top": value})["top"]
+    assert found == back
+    assert type(found) is type(back)
+
+
+RECURSIVE: list[Any] = []
+RECURSIVE.append(RECURSIVE)
+NOT_HELD = [
+    ({1}, "set"),
+    (frozenset(), "frozenset"),
+    (decimal.Decimal(1), "Decimal"),
+    (date(2026, 1, 1), "date"),
+    (timedelta(1), "timedelta"),
+    (object(), "object"),
+    (bytearray(b"x"), "bytearray"),
+    (range(3), "range"),
+    (1j, "complex"),
+    (iter([]), "list_iterator"),
+    (2**63, "64 bits"),
+    (-(2**63) - 1, "64 bits"),
+    ("\ud800", "surrogate"),
+    (RECURSIVE, "90"),
+    (nested(91), "90"),
+    (datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))), "range"),
+]
+
+
+@pytest.mark.parametrize(("value", "word"), NOT_HELD, ids=lambda value: str(type(value)))
+def test_anything_else_is_refused_where_it_is_assigned(
+    store: MongoStore, value: Any, word: str
+) -> None:
+    session = store.open(None)
+    session["cart"] = "before"
+    with pytest.raises(SessionDataError, match=rf"cart.*{word}"):
+        session["cart"] = value
+    assert session["cart"] == "before"
+    with pytest.raises(SessionDataError, match=r"cart\[0\]\.price"):
+        session["cart"] = [{"price": value}]
+
+
+@pytest.mark.parametrize(("value", "word"), NOT_HELD, ids=lambda value: str(type(value)))
+def test_a_nested_change_to_anything_else_is_found_at_the_commit(
+    store: MongoStore, stored: Collection[Any], value: Any, word: str
+) -> None:
+    session = store.create({"a": 1, "cart": [{"price": 1}]})
+    before = list(stored.find())
+    session["a"] = 2
+    session["cart"][0]["price"] = value
+    with pytest.raises(SessionDataError, match=rf"cart\[0\]\.price.*{word}|cart: .*{word}"):
+        store.flush(session)
+    assert list(stored.find()) == before
+
+
+@pytest.mark.parametrize("key", [1, None, b"a", ("a",), Color.RED])
+def test_only_str_are_keys(store: MongoStore, key: Any) -> None:
+    session = store.open(None)
+    with pytest.raises(SessionDataError, match=f"str, not {type(key).__name__}"):
+        session[key] = 1
+    with pytest.raises(SessionDataError, match=rf"a\[.*str, not {type(key).__name__}"):
+        session["a"] = {key: 1}
+    with pytest.raises(SessionDataError, match=r"\\ud800.*surrogate"):
+        session["\ud800"] = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"a": [0, {"b": {1}}]}, "top.a[1].b:"),
+        ({"a b": {1}}, "top['a b']:"),
+        ({"": {1}}, "top['']:"),
+        ([[{1}]], "top[0][0]:"),
+    ],
+)
+def test_the_error_names_the_path(value: Any, path: str) -> None:
+    with pytest.raises(SessionDataError) as caught:
+        form("top", value)
+    assert str(caught.value).startswith(path)
+
+
+def test_the_error_does_not_show_the_value(store: MongoStore) -> None:
+    class Secret:
+        def __repr__(self) -> str:
+            return "hunter2"
+
+    with pytest.raises(SessionDataError) as caught:
+        store.open(None)["a"] = [Secret()]
+    assert "hunter2" not in str(caught.value)
+
+
+# Sixteen MiB.
+
+
+def test_a_value_of_16_mib_is_refused_where_it_is_assigned(store: MongoStore) -> None:
+    with pytest.raises(SessionDataError, match=r"big: .*16 MiB"):
+        store.open(None)["big"] = bytes(MAX_SIZE)
+
+
+def test_a_session_of_more_than_16_mib_is_refused_at_the_commit(
+    store: MongoStore, stored: Collection[Any]
+) -> None:
+    session = store.create({"half": bytes(MAX_SIZE // 2)})
+    session["other"] = bytes(MAX_SIZE // 2)
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        store.flush(session)
+    assert list(stored.find_one()["data"]) == ["half"]
+    blind = store.open(session.token)
+    blind["other"] = bytes(MAX_SIZE // 2)
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        store.flush(blind)
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        store.create({"a": bytes(MAX_SIZE // 2), "b": bytes(MAX_SIZE // 2)})
+
+
+def test_a_login_that_would_make_a_session_too_large_leaves_it(
+    store: MongoStore, stored: Collection[Any]
+) -> None:
+    token = store.create({"half": bytes(MAX_SIZE // 2)}).token
+    before = stored.find_one()
+    session = store.open(token)
+    session["other"] = bytes(MAX_SIZE // 2)
+    session.regenerate()
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        store.flush(session)
+    assert stored.find_one() == before
+    assert stored.count_documents({}) == 1
+
+
+def test_just_under_16_mib_is_held(store: MongoStore) -> None:
+    room = MAX_SIZE - 300
+    assert len(kept(store, {"big": bytes(room)})["big"]) == room
+
+
+# The mapping.
+
+
+def test_a_session_is_a_complete_mapping(store: MongoStore) -> None:
+    session = store.open(store.create({"a": 1, "b": [1]}).token)
+    assert session == {"a": 1, "b": [1]}
+    assert session != {"a": 1}
+    assert len(session) == 2
+    assert list(session) == ["a", "b"]
+    assert session.copy() == {"a": 1, "b": [1]}
+    assert type(session.copy()) is dict
+    assert session.pop("a") == 1
+    with pytest.raises(KeyError):
+        session["a"]
+    with pytest.raises(KeyError):
+        del session["a"]
+    session |= {"c": 3}
+    assert session.setdefault("c", 4) == 3
+    assert session.popitem() in [("b", [1]), ("c", 3)]
+    session.clear()
+    assert not session
+    assert 3 not in session
+
+
+def test_repr_reads_nothing_and_shows_no_token_and_no_value(store: MongoStore) -> None:
+    token = store.create({"secret": "hunter2"}).token
+    session = store.open(token)
+    assert repr(session) == "<Session, not loaded>"
+    assert session["secret"]
+    assert repr(session) == f"<Session {session.id} with ['secret']>"
+    assert repr(store.open(None)) == "<Session new with []>"
+
+
+def test_numbers_of_another_type_are_a_change(store: MongoStore, stored: Collection[Any]) -> None:
+    session = store.create({"a": 1, "b": float("nan")})
+    session["a"] = True
+    session["b"] = float("nan")
+    assert list(session.changes().assigned) == ["a"]
+
+
+def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_next(
+    store: MongoStore, stored: Collection[Any]
+) -> None:
+    session = store.create({"cart": [1]})
+    session["cart"].append(2)
+    changes = session.changes()
+    session["cart"].append(3)
+    session.settle(changes, session.record, session.token)
+    assert session.changes().assigned == {"cart": [1, 2, 3]}
+
+
+def test_a_session_keeps_the_object_that_it_was_given(store: MongoStore) -> None:
+    cart: list[int] = []
+    session: Session = store.create()
+    session["cart"] = cart
+    store.flush(session)
+    cart.append(1)
+    store.flush(session)
+    found = store.retrieve(session.token or "")
+    assert found == {"cart": [1]}

@@ -1,0 +1,306 @@
+"""The store's verbs, by themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import bson
+import pytest
+from bson.datetime_ms import DatetimeMS
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
+
+from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
+from mongosession_wsgi.document import Record, decode, id_of
+
+from .conftest import Clock
+
+
+def test_create_retrieve_flush_destroy(store: MongoStore, stored: Collection[Any]) -> None:
+    token = store.create({"a": 1}).token
+    assert token is not None
+    session = store.retrieve(token)
+    assert session is not None
+    assert session.token == token
+    assert session.id == id_of(token) == stored.find_one()["_id"]
+    assert not session.new
+    session["a"] = 2
+    store.flush(session)
+    assert store.retrieve(token) == {"a": 2}
+    assert store.destroy(session) is True
+    assert store.retrieve(token) is None
+
+
+def test_an_empty_session_can_be_created(store: MongoStore) -> None:
+    session = store.create()
+    assert session.id is not None
+    assert session == {}
+    assert store.retrieve(session.token or "") is not None
+
+
+def test_neither_an_id_nor_garbage_opens_a_session(store: MongoStore) -> None:
+    assert store.retrieve(store.create({"a": 1}).id or "") is None
+    assert store.retrieve("") is None
+    assert store.retrieve("é" * 43) is None
+
+
+def test_moments_are_aware_utc(store: MongoStore, clock: Clock) -> None:
+    session = store.retrieve(store.create({"a": 1}).token or "")
+    assert session is not None
+    assert session.created_at == clock.now
+    assert session.expires_at == clock.now + timedelta(days=14)
+    assert session.created_at.tzinfo is timezone.utc
+
+
+def test_sessions_are_listed_by_when_they_were_seen(store: MongoStore, clock: Clock) -> None:
+    ids = []
+    for owner in ("alice", "bob", "alice", None):
+        session = store.open(None)
+        session["number"] = len(ids)
+        if owner:
+            session.login(owner)
+        store.flush(session)
+        ids.append(session.id)
+        clock.advance(seconds=1)
+    assert [info.id for info in store.sessions()] == ids[::-1]
+    assert [info.id for info in store.sessions("alice")] == [ids[2], ids[0]]
+    info = next(store.sessions("bob"))
+    assert isinstance(info, SessionInfo)
+    assert (info.owner, info.data) == ("bob", {"number": 1})
+    assert info.created_at == info.seen_at == clock.now - timedelta(seconds=3)
+    assert info.expires_at == info.created_at + timedelta(days=14)
+    assert info.size > 100
+    assert "number" not in repr(info)
+
+
+def test_only_live_sessions_are_listed(store: MongoStore, clock: Clock) -> None:
+    old = store.create({"old": True})
+    clock.advance(days=13)
+    new = store.create({"new": True})
+    marked = store.create({"marked": True})
+    marked.regenerate()
+    store.flush(marked)
+    assert {info.id for info in store.sessions()} == {old.id, new.id, marked.id}
+    clock.advance(days=1)
+    assert {info.id for info in store.sessions()} == {new.id, marked.id}
+
+
+def test_revoking_ends_one_or_all_of_an_owner(store: MongoStore) -> None:
+    sessions = []
+    for owner in ("alice", "alice", "alice", "bob"):
+        session = store.open(None)
+        session.login(owner)
+        store.flush(session)
+        sessions.append(session)
+    assert store.revoke(sessions[0].id) == 1
+    assert store.revoke(sessions[0].id) == 0
+    assert store.revoke("nobody") == 0
+    assert store.revoke_all("alice", keep=sessions[1].id) == 1
+    assert store.revoke_all("alice") == 1
+    assert [info.owner for info in store.sessions()] == ["bob"]
+
+
+def test_purge_deletes_what_has_expired_and_nothing_else(
+    store: MongoStore, stored: Collection[Any], clock: Clock
+) -> None:
+    store.create({"old": True})
+    stored.insert_one({"_id": "foreign", "expires_at": clock.now - timedelta(days=1)})
+    clock.advance(days=14)
+    store.create({"new": True})
+    assert store.purge() == 1
+    assert store.purge() == 0
+    assert stored.count_documents({}) == 2
+
+
+# Indexes.
+
+
+def test_the_indexes_are_made_once_before_the_first_insert(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    store = MongoStore(settings)
+    store.retrieve("x" * 43)
+    assert "expires_at_1" not in stored.index_information()
+    store.create()
+    indexes = stored.index_information()
+    assert indexes["expires_at_1"]["expireAfterSeconds"] == 0
+    assert "owner_1" in indexes
+    stored.drop_indexes()
+    store.create()
+    assert "owner_1" not in stored.index_information()
+    store.close()
+
+
+def test_refused_indexes_are_one_warning_and_sessions_work(
+    settings: dict[str, Any], stored: Collection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    stored.create_index("expires_at", expireAfterSeconds=9999)
+    store = MongoStore(settings)
+    for _ in range(2):
+        assert store.retrieve(store.create({"a": 1}).token or "") == {"a": 1}
+    assert caplog.text.count("indexes of the sessions could not be made") == 1
+    with pytest.raises(StoreError) as caught:
+        store.ensure_indexes()
+    assert isinstance(caught.value.__cause__, OperationFailure)
+    store.close()
+
+
+# Documents of another form.
+
+
+def document(token: str, now: datetime, **other: Any) -> dict[str, Any]:
+    form = {
+        "_id": id_of(token),
+        "v": 1,
+        "data": {"a": 1},
+        "owner": None,
+        "created_at": now,
+        "seen_at": now,
+        "expires_at": now + timedelta(days=1),
+    } | other
+    return {key: value for key, value in form.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"v": 2}, {"v": ...}, {"v": "1"},
+        {"data": [1]}, {"data": "x"}, {"data": None},
+        {"created_at": "yesterday"}, {"created_at": ...}, {"expires_at": 4102444800},
+        {"expires_at": ...}, {"expires_at": "never"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("use", ["read", "write", "login", "destroy", "revoke"])
+def test_a_document_of_another_form_is_no_session_and_left_alone(
+    store: MongoStore,
+    stored: Collection[Any],
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    other: dict[str, Any],
+    use: str,
+) -> None:
+    token = "t" * 43
+    stored.insert_one(document(token, clock.now, **other))
+    before = stored.find_one({"_id": id_of(token)})
+    session = store.open(token)
+    if use == "read":
+        assert session == {}
+        assert session.new
+        assert f"{id_of(token)} is not of our form" in caplog.text
+    elif use == "write":
+        session["b"] = 2
+    elif use == "login":
+        session.login("alice")
+    elif use == "destroy":
+        session.destroy()
+    else:
+        assert store.revoke(id_of(token)) == 0
+    store.flush(session)
+    assert stored.find_one({"_id": id_of(token)}) == before
+    assert token not in caplog.text
+
+
+@pytest.mark.parametrize("other", [{"owner": 5}, {"owner": ...}, {"seen_at": "x"}], ids=str)
+def test_a_document_with_a_wrong_owner_or_moment_is_no_session(
+    store: MongoStore, stored: Collection[Any], clock: Clock, other: dict[str, Any]
+) -> None:
+    token = "t" * 43
+    stored.insert_one(document(token, clock.now, **other))
+    assert store.retrieve(token) is None
+    assert list(store.sessions()) == []
+
+
+def test_a_moment_beyond_python_can_be_read(clock: Clock) -> None:
+    raw = bson.encode(document("t" * 43, clock.now, data={"when": DatetimeMS(2**60)}))
+    record = decode(raw)
+    assert isinstance(record, Record)
+    assert record.data == {"when": DatetimeMS(2**60)}
+
+
+def test_bytes_that_are_no_bson_are_no_session() -> None:
+    assert decode(b"\x05\0\0\0") is None
+
+
+# The client.
+
+
+def test_a_client_that_is_passed_in_is_used_as_it_is(
+    settings: dict[str, Any], mongodb_uri: str, database: str
+) -> None:
+    with MongoClient(mongodb_uri, appname="mine") as mine:
+        store = MongoStore({"mongodb_session_db": database}, client=mine)
+        session = store.create({"a": 1})
+        store.close()
+        assert mine.admin.command("ping")["ok"] == 1
+        assert store.retrieve(session.token or "") == {"a": 1}
+
+
+def test_a_closed_store_can_be_used_again(store: MongoStore) -> None:
+    token = store.create({"a": 1}).token or ""
+    store.close()
+    assert store.retrieve(token) == {"a": 1}
+
+
+FORKING = """
+import os, sys
+from mongosession_wsgi import MongoStore
+store = MongoStore({"mongodb_host": sys.argv[1], "mongodb_session_db": sys.argv[2]})
+token = store.create({"a": 1}).token
+children = []
+for number in range(4):
+    pid = os.fork()
+    if pid == 0:
+        session = store.open(token)
+        session[str(number)] = number
+        store.flush(session)
+        assert store.retrieve(token)["a"] == 1
+        store.close()
+        os._exit(0)
+    children.append(pid)
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+assert store.retrieve(token) == {"a": 1, "0": 0, "1": 1, "2": 2, "3": 3}
+"""
+
+
+def test_a_store_is_used_on_both_sides_of_a_fork(mongodb_uri: str, database: str) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKING, mongodb_uri, database],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Errors.
+
+
+def test_a_bad_uri_fails_at_first_use_without_its_password() -> None:
+    store = MongoStore(
+        {"mongodb_session_db": "x", "mongodb_host": "mongodb://me:p@ss/hunter2@host/db"}
+    )
+    with pytest.raises(StoreError, match="percent-encoded") as caught:
+        store.create()
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_database_that_is_down_is_a_store_error(settings: dict[str, Any]) -> None:
+    down = {"mongodb_host": "127.0.0.1", "mongodb_port": "9", "mongodb_timeout_ms": "200"}
+    store = MongoStore({"mongodb_session_db": "x"} | down)
+    with pytest.raises(StoreError, match="did not answer in time"):
+        store.create()
+    with pytest.warns(SessionWarning, match="could not be destroyed"):
+        assert store.destroy(store.open("t" * 43)) is False
+    store.close()
