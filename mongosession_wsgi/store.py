@@ -40,13 +40,16 @@ _RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
 _TOO_LARGE = {10334, 17419, 17420}
 _LOGIN_REFUSED = 18
 _NOT_ALLOWED = 13
+
+# BSON's numbers for types: shorter than their names in a command that most requests send.
+_STRING, _OBJECT, _ARRAY, _DATE, _NULL = 2, 3, 4, 9, 10
 _FORM = {
     "v": document.VERSION,
-    "data": {"$type": "object", "$not": {"$type": "array"}},
-    "owner": {"$type": ["string", "null"]},
-    "created_at": {"$type": "date"},
-    "seen_at": {"$type": "date"},
-    "expires_at": {"$type": "date"},
+    "data": {"$type": _OBJECT, "$not": {"$type": _ARRAY}},
+    "owner": {"$type": [_STRING, _NULL]},
+    "created_at": {"$type": _DATE},
+    "seen_at": {"$type": _DATE},
+    "expires_at": {"$type": _DATE},
 }
 """What every document of ours matches, and no mark; others in the collection are left alone."""
 
@@ -222,7 +225,7 @@ class MongoStore:
         live: dict[str, Any] = {
             "_id": document.id_of(token),
             "v": document.VERSION,
-            "data": {"$type": "object"},
+            "data": {"$type": _OBJECT},
             "expires_at": {"$gt": now},
         }
         if record is None:
@@ -340,9 +343,9 @@ class MongoStore:
         """
         idle, lifetime = self._settings.idle, self._settings.lifetime
         if lifetime is None:
-            return {"$type": "date"}, now + idle
+            return {"$type": _DATE}, now + idle
         if lifetime <= idle:
-            return {"$type": "date"}, None
+            return {"$type": _DATE}, None
         return {"$gt": now + idle - lifetime}, now + idle
 
     def _is_renewal_due(self, session: Session) -> bool:
