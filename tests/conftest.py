@@ -7,11 +7,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from mongosession_wsgi.embedded import EmbeddedServer
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore
+from mongosession_wsgi.embedded import EmbeddedServer
 
 from .commands import RECORDER
 

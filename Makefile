@@ -1,0 +1,44 @@
+# Needs Python 3.10 or newer, pip and make; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SOURCES := mongosession_wsgi tests examples
+
+.PHONY: help demo test check dist races fuzz clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: end after the transcript)
+	@exec $(BIN)/python examples/demo.py $(if $(ONCE),--once)
+
+test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage report
+
+check: $(INSTALLED)  ## lint, formatting, types, the import graph
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_structure.py
+
+dist: $(INSTALLED)  ## build the sdist and the wheel
+	rm -rf dist
+	$(BIN)/python -m build
+
+races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
+	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
+
+fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
+	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
+
+clean:  ## remove what these commands made
+	rm -rf $(VENV) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+
+$(INSTALLED): setup.cfg setup.py
+	@echo "Installing into $(VENV), once ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,907 @@
+"""Requests of one session that overlap: nothing lost, nobody revived.
+
+Most tests hold requests open at their commit and let them commit in a chosen order, in one thread:
+what a request does to its session happens at the commit, so that this shows every order there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from itertools import permutations
+from typing import Any
+from wsgiref.validate import validator
+
+import pytest
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
+
+from mongosession_wsgi import (
+    MongoStore,
+    Session,
+    SessionDataError,
+    SessionMiddleware,
+    SessionWarning,
+)
+from mongosession_wsgi.document import id_of
+
+from .conftest import Clock
+from .wsgi import KEY, Response, conforming, environ_of
+
+Use = Callable[[Session], Any]
+NAME = "mongosession"
+BEFORE = {"user": "alice", "cart": ["egg"], "count": 1}
+
+
+class OpenRequest:
+    """A request that waits at its commit: until it is told to, it has not answered.
+
+    Its application is a generator, so that whatever is done to `session` before `commit` is what
+    the application does before its first item, and what is done until `close` comes late.
+    """
+
+    def __init__(self, middleware: Callable[..., SessionMiddleware], cookie: str) -> None:
+        self.session: Session
+        self._status = "200 OK"
+        self._is_closed = False
+        self._started: list[tuple[str, list[tuple[str, str]]]] = []
+        environ = environ_of(**({"HTTP_COOKIE": cookie} if cookie else {}))
+        self._body: Any = validator(middleware(conforming(self._app)))(environ, self._start_response)
+        self._items = iter(self._body)
+
+    def commit(self) -> Response:
+        """Send the first item, and the headers before it."""
+        items = [next(self._items)]
+        status, headers = self._started[-1]
+        return Response(status, headers, b"".join(items), [])
+
+    def fail(self, status: str = "500 Internal Server Error") -> Response:
+        """Answer with an error page instead."""
+        self._status = status
+        return self.commit()
+
+    def close(self) -> None:
+        """Send the rest, and end the response; do nothing if it has ended."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            for _ in self._items:
+                pass
+        finally:
+            self._body.close()
+
+    def _app(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        self.session = environ[KEY]
+        return self._answer(start_response)
+
+    def _answer(self, start_response: Any) -> Iterator[bytes]:
+        start_response(self._status, [("Content-Type", "text/plain; charset=utf-8")])
+        yield b"answer"
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        self._started.append((status, headers))
+        return lambda data: None
+
+
+class Visit:
+    """A browser with a live session, whose requests are held open."""
+
+    def __init__(
+        self, settings: dict[str, Any], store: MongoStore, stored: Collection[Any], token: str
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.token = token
+        self.id = id_of(token)
+        self._stored = stored
+        self._open: list[OpenRequest] = []
+
+    def request(
+        self, use: Use | None = None, *, reading: bool = False, store: MongoStore | None = None
+    ) -> OpenRequest:
+        """Open a request that looks at its session, if `reading`, and then does `use`."""
+        request = OpenRequest(
+            lambda app: SessionMiddleware(app, self.settings, store=store or self.store),
+            f"{NAME}={self.token}",
+        )
+        self._open.append(request)
+        if reading:
+            assert request.session.copy()
+        if use is not None:
+            use(request.session)
+        return request
+
+    def data(self, token: str | None = None) -> dict[str, Any] | None:
+        """Return what a request that comes now finds; None without a live session."""
+        session = self.store.retrieve(token or self.token)
+        return None if session is None else session.copy()
+
+    def document(self) -> dict[str, Any]:
+        """Return the session as it is stored."""
+        found = self._stored.find_one({"_id": self.id})
+        assert found is not None
+        return dict(found)
+
+    def all_live(self) -> list[dict[str, Any]]:
+        return [info.data for info in self.store.sessions()]
+
+    def close(self) -> None:
+        for request in self._open:
+            request.close()
+
+
+@pytest.fixture
+def visit(settings: dict[str, Any], store: MongoStore, stored: Collection[Any]) -> Iterator[Visit]:
+    session = store.create(BEFORE)
+    assert session.token is not None
+    visit = Visit(settings, store, stored, session.token)
+    yield visit
+    visit.close()
+
+
+def _commit(*requests: OpenRequest) -> list[Response]:
+    return [request.commit() for request in requests]
+
+
+def _unchanged(response: Response) -> bool:
+    """Say whether a response went out as the application made it, without a cookie."""
+    return response.status == "200 OK" and response.body == b"answer" and response.cookie is None
+
+
+in_both_orders = pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "reversed"])
+reading_or_not = pytest.mark.parametrize("reading", [True, False], ids=["having read", "unread"])
+
+
+# 6.1: changes of different keys all survive; of the same key, the last commit wins, whole.
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@reading_or_not
+def test_changes_of_different_keys_all_survive(
+    visit: Visit, order: tuple[int, ...], reading: bool
+) -> None:
+    requests = [
+        visit.request(lambda session: session.update(new=1), reading=reading),
+        visit.request(lambda session: session.update(count=2), reading=reading),
+        visit.request(lambda session: session["cart"].append("ham")),
+    ]
+    responses = _commit(*[requests[place] for place in order])
+    assert all(_unchanged(response) for response in responses)
+    assert visit.data() == {"user": "alice", "cart": ["egg", "ham"], "count": 2, "new": 1}
+
+
+@in_both_orders
+@reading_or_not
+def test_of_the_same_key_the_last_commit_wins_whole(
+    visit: Visit, order: tuple[int, int], reading: bool
+) -> None:
+    values = [{"only": "first"}, {"also": "second"}]
+    requests = [
+        visit.request(lambda s, value=value: s.update(key=value), reading=reading)
+        for value in values
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == BEFORE | {"key": values[order[1]]}
+
+
+@in_both_orders
+def test_nested_changes_of_one_key_are_not_merged(visit: Visit, order: tuple[int, int]) -> None:
+    requests = [
+        visit.request(lambda session: session["cart"].append("ham")),
+        visit.request(lambda session: session["cart"].append("jam")),
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == BEFORE | {"cart": ["egg", ["ham", "jam"][order[1]]]}
+
+
+@in_both_orders
+def test_a_key_that_one_deletes_and_one_sets_is_as_the_last_left_it(
+    visit: Visit, order: tuple[int, int]
+) -> None:
+    requests = [
+        visit.request(lambda session: session.pop("count")),
+        visit.request(lambda session: session.update(count=2)),
+    ]
+    _commit(*[requests[place] for place in order])
+    rest = {"user": "alice", "cart": ["egg"]}
+    assert visit.data() == [rest | {"count": 2}, rest][order[1] == 0]
+
+
+@in_both_orders
+def test_deleting_one_key_leaves_another_that_is_set(visit: Visit, order: tuple[int, int]) -> None:
+    requests = [
+        visit.request(lambda session: session.pop("count")),
+        visit.request(lambda session: session.update(new=1)),
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == {"user": "alice", "cart": ["egg"], "new": 1}
+
+
+@in_both_orders
+def test_clearing_what_was_read_leaves_the_keys_that_others_add(
+    visit: Visit, order: tuple[int, int]
+) -> None:
+    requests = [
+        visit.request(lambda session: session.clear(), reading=True),
+        visit.request(lambda session: session.update(new=1)),
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == {"new": 1}
+
+
+def test_clearing_without_a_look_replaces_all_that_is_there_at_the_commit(visit: Visit) -> None:
+    clearing = visit.request(lambda session: (session.clear(), session.update(fresh=1)))
+    before = visit.request(lambda session: session.update(before=1))
+    after = visit.request(lambda session: session.update(after=1))
+    _commit(before, clearing, after)
+    assert visit.data() == {"fresh": 1, "after": 1}
+
+
+@in_both_orders
+def test_every_str_is_a_key_that_survives_overlap(visit: Visit, order: tuple[int, int]) -> None:
+    strange = [
+        "",
+        "a.b",
+        "a",
+        "$x",
+        "x$",
+        "_id",
+        "\0",
+        "a\0b",
+        "%",
+        "%2E",
+        "0",
+        "data",
+        "é",
+        "\U0001f95a",
+    ]
+    halves = strange[::2], strange[1::2]
+    requests = [
+        visit.request(lambda s, half=half: s.update({key: key for key in half}))
+        for half in halves
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == BEFORE | {key: key for key in strange}
+
+
+# 6.2: a request that only read never undoes another's write.
+
+
+@in_both_orders
+@pytest.mark.parametrize("minutes", [0, 10], ids=["", "and renewing"])
+def test_reading_undoes_no_write(
+    visit: Visit, clock: Clock, order: tuple[int, int], minutes: int
+) -> None:
+    clock.advance(minutes=minutes)
+    requests = [
+        visit.request(lambda session: list(session.items()), reading=True),
+        visit.request(lambda session: (session.pop("count"), session["cart"].append("ham"))),
+    ]
+    _commit(*[requests[place] for place in order])
+    assert visit.data() == {"user": "alice", "cart": ["egg", "ham"]}
+    assert visit.document()["seen_at"] == clock.now if minutes else True
+
+
+def test_putting_back_what_was_read_undoes_no_write(visit: Visit) -> None:
+    reader = visit.request(lambda session: session.update(session.copy()))
+    _commit(visit.request(lambda session: session.update(count=2)), reader)
+    assert visit.data() == BEFORE | {"count": 2}
+
+
+# 6.3: ending wins, whoever ends, and whatever the request is about to do.
+
+ENDINGS: dict[str, Callable[[Visit, Clock, Collection[Any]], Any]] = {
+    "logout": lambda visit, clock, stored: _commit(visit.request(lambda s: s.destroy())),
+    "logout having read": lambda visit, clock, stored: _commit(
+        visit.request(lambda s: s.destroy(), reading=True)
+    ),
+    "regeneration": lambda visit, clock, stored: _commit(visit.request(lambda s: s.regenerate())),
+    "login": lambda visit, clock, stored: _commit(visit.request(lambda s: s.login("alice"))),
+    "revoke": lambda visit, clock, stored: visit.store.revoke(visit.id),
+    "expiry": lambda visit, clock, stored: clock.advance(days=14),
+    "expiry and purge": lambda visit, clock, stored: (
+        clock.advance(days=14),
+        visit.store.purge(),
+    ),
+    "TTL deletion": lambda visit, clock, stored: (
+        clock.advance(days=14),
+        stored.delete_one({"_id": visit.id}),
+    ),
+}
+USES: dict[str, Use] = {
+    "reads": lambda session: session.copy(),
+    "sets": lambda session: session.update(late=1),
+    "changes a list": lambda session: session["cart"].append("late"),
+    "deletes": lambda session: session.pop("count"),
+    "clears": lambda session: session.clear(),
+    "regenerates": lambda session: session.regenerate(),
+    "sets and regenerates": lambda session: (session.update(late=1), session.regenerate()),
+    "logs in": lambda session: session.login("late"),
+}
+WRITES = ["sets", "changes a list", "deletes", "clears"]
+after_any_ending = pytest.mark.parametrize("end", ENDINGS)
+
+
+@after_any_ending
+@pytest.mark.parametrize("use", USES)
+def test_a_session_that_was_ended_in_mid_request_stays_ended(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str, use: str
+) -> None:
+    request = visit.request(reading=True)
+    clock.advance(minutes=10)  # So that a mere reader is about to renew.
+    ENDINGS[end](visit, clock, stored)
+    before = list(stored.find(sort=["_id"]))
+    USES[use](request.session)
+    response = request.commit()
+    assert _unchanged(response)
+    assert response.header("Vary") == "Cookie"
+    assert list(stored.find(sort=["_id"])) == before
+    assert visit.data() is None
+    USES[use](request.session)
+    request.close()
+    assert list(stored.find(sort=["_id"])) == before
+
+
+@after_any_ending
+@pytest.mark.parametrize("use", WRITES)
+def test_a_session_ends_whatever_was_written_before(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str, use: str
+) -> None:
+    _commit(visit.request(USES[use], reading=True))
+    ENDINGS[end](visit, clock, stored)
+    assert visit.data() is None
+
+
+@pytest.mark.parametrize("end", ["logout", "revoke", "expiry and purge", "TTL deletion"])
+def test_destroying_what_is_gone_is_no_error_and_no_cookie(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str
+) -> None:
+    request = visit.request(reading=True)
+    ENDINGS[end](visit, clock, stored)
+    request.session.destroy()
+    assert _unchanged(request.commit())
+    assert visit.all_live() == []
+
+
+@after_any_ending
+def test_what_is_set_after_destroying_what_is_ended_starts_nothing(
+    visit: Visit,
+    clock: Clock,
+    stored: Collection[Any],
+    end: str,
+) -> None:
+    request = visit.request(reading=True)
+    ENDINGS[end](visit, clock, stored)
+    live = visit.all_live()
+    request.session.destroy()
+    request.session["late"] = 1
+    assert _unchanged(request.commit())
+    assert visit.all_live() == live
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["having read", "unread"])
+def test_logout_wins_over_every_request_that_is_under_way(visit: Visit, reading: bool) -> None:
+    under_way = [visit.request(use, reading=True) for use in USES.values()]
+    (logout,) = _commit(visit.request(lambda session: session.destroy(), reading=reading))
+    assert logout.token == ""
+    assert all(_unchanged(response) for response in _commit(*under_way))
+    assert visit.data() is None
+    assert visit.all_live() == []
+
+
+def test_what_is_set_after_destroy_is_safe_from_requests_of_the_old_session(visit: Visit) -> None:
+    slow = visit.request(lambda session: session.update(late=1), reading=True)
+    anew = visit.request(lambda session: (session.destroy(), session.update(fresh=1)))
+    first, second = _commit(anew, slow)
+    assert _unchanged(second)
+    assert visit.data(first.token) == {"fresh": 1}
+    assert visit.all_live() == [{"fresh": 1}]
+
+
+def test_two_logouts_at_once_are_one(visit: Visit) -> None:
+    requests = [visit.request(lambda session: session.destroy(), reading=True) for _ in range(2)]
+    assert [response.token for response in _commit(*requests)] == ["", None]
+    assert visit.all_live() == []
+
+
+def test_revoking_all_of_an_owner_wins_over_requests_that_are_under_way(visit: Visit) -> None:
+    (login,) = _commit(visit.request(lambda session: session.login("alice")))
+    assert login.token
+    visit.token = login.token
+    under_way = [visit.request(use, reading=True) for use in USES.values()]
+    assert visit.store.revoke_all("alice") == 1
+    assert all(_unchanged(response) for response in _commit(*under_way))
+    assert visit.all_live() == []
+
+
+def test_a_session_that_is_kept_from_a_revocation_of_all_goes_on(visit: Visit) -> None:
+    (login,) = _commit(visit.request(lambda session: session.login("alice")))
+    assert login.token
+    visit.token = login.token
+    under_way = visit.request(lambda session: session.update(late=1), reading=True)
+    assert visit.store.revoke_all("alice", keep=id_of(login.token)) == 0
+    _commit(under_way)
+    assert visit.data() == BEFORE | {"late": 1}
+
+
+def test_a_purge_in_mid_request_spares_what_lives(visit: Visit, clock: Clock) -> None:
+    clock.advance(days=13)
+    request = visit.request(lambda session: session.update(late=1), reading=True)
+    assert visit.store.purge() == 0
+    _commit(request)
+    assert visit.data() == BEFORE | {"late": 1}
+
+
+# A request that has not looked at its session writes without a read.
+
+
+@pytest.mark.parametrize("end", ["logout", "revoke", "expiry", "TTL deletion"])
+def test_a_blind_write_to_what_is_gone_starts_a_new_session_with_just_its_keys(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str
+) -> None:
+    request = visit.request(lambda session: session.update(late=1))
+    ENDINGS[end](visit, clock, stored)
+    (response,) = _commit(request)
+    assert response.token
+    assert response.token != visit.token
+    assert visit.data(response.token) == {"late": 1}
+    assert visit.data() is None
+    assert visit.all_live() == [{"late": 1}]
+
+
+@pytest.mark.parametrize("end", ["logout", "revoke", "expiry", "TTL deletion"])
+def test_a_blind_change_without_a_key_starts_nothing_where_the_session_is_gone(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str
+) -> None:
+    requests = [
+        visit.request(lambda session: session.clear()),
+        visit.request(lambda session: session.regenerate()),
+    ]
+    ENDINGS[end](visit, clock, stored)
+    assert all(_unchanged(response) for response in _commit(*requests))
+    assert visit.all_live() == []
+
+
+@pytest.mark.parametrize("end", ["regeneration", "login"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        USES["sets"],
+        USES["clears"],
+        USES["regenerates"],
+        USES["sets and regenerates"],
+        USES["logs in"],
+        lambda session: session.destroy(),
+        lambda session: (session.destroy(), session.update(late=1)),
+        lambda session: (session.clear(), session.update(late=1)),
+    ],
+)
+def test_a_blind_change_of_what_was_regenerated_away_is_dropped(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str, use: Use
+) -> None:
+    request = visit.request(use)
+    ENDINGS[end](visit, clock, stored)
+    before = list(stored.find(sort=["_id"]))
+    assert _unchanged(request.commit())
+    request.close()
+    assert list(stored.find(sort=["_id"])) == before
+    assert visit.all_live() == [BEFORE]
+
+
+# 6.4: a token that was regenerated away reads as empty, and sets no cookie, for 60 seconds.
+
+
+def test_a_mark_without_data_stands_for_a_token_that_was_regenerated_away(
+    visit: Visit, clock: Clock
+) -> None:
+    _commit(visit.request(lambda session: session.regenerate()))
+    assert visit.document() == {
+        "_id": visit.id,
+        "v": 1,
+        "expires_at": clock.now + timedelta(seconds=60),
+    }
+
+
+@pytest.mark.parametrize("seconds", [0, 59])
+@pytest.mark.parametrize(
+    "use",
+    [
+        USES["sets"],
+        USES["clears"],
+        USES["logs in"],
+        USES["sets and regenerates"],
+        lambda session: (session.destroy(), session.update(late=1)),
+        lambda session: (session.destroy(), session.login("late")),
+    ],
+)
+def test_a_late_request_with_a_regenerated_token_sees_nothing_and_changes_nothing(
+    visit: Visit, clock: Clock, stored: Collection[Any], seconds: int, use: Use
+) -> None:
+    _commit(visit.request(lambda session: session.regenerate()))
+    clock.advance(seconds=seconds)
+    before = list(stored.find(sort=["_id"]))
+    request = visit.request()
+    session = request.session
+    assert session.copy() == {}
+    assert (session.id, session.token, session.owner, session.new) == (None, None, None, True)
+    use(session)
+    assert _unchanged(request.commit())
+    request.close()
+    assert list(stored.find(sort=["_id"])) == before
+
+
+def test_the_mark_is_never_moved(visit: Visit, clock: Clock) -> None:
+    slow = [visit.request(use, reading=True) for use in USES.values()]
+    _commit(visit.request(lambda session: session.regenerate()))
+    mark = visit.document()
+    clock.advance(seconds=30)
+    _commit(*slow, *[visit.request(use) for use in [USES["sets"], USES["regenerates"]]])
+    assert visit.document() == mark
+
+
+def test_after_the_mark_a_regenerated_token_is_no_session(visit: Visit, clock: Clock) -> None:
+    _commit(visit.request(lambda session: session.regenerate()))
+    clock.advance(seconds=60)
+    reader, writer = visit.request(), visit.request(lambda session: session.update(late=1))
+    assert reader.session.copy() == {}
+    assert reader.session.id is None
+    unchanged, started = _commit(reader, writer)
+    assert _unchanged(unchanged)
+    assert started.token not in (None, visit.token)
+    assert visit.data(started.token) == {"late": 1}
+
+
+def test_a_purge_removes_marks_when_their_time_has_come_and_not_before(
+    visit: Visit, clock: Clock, stored: Collection[Any]
+) -> None:
+    _commit(visit.request(lambda session: session.regenerate()))
+    clock.advance(seconds=59)
+    assert visit.store.purge() == 0
+    clock.advance(seconds=1)
+    assert visit.store.purge() == 1
+    assert stored.count_documents({}) == 1
+
+
+# 6.5: of several requests that regenerate one session at once, one wins.
+
+REGENERATIONS: list[Use] = [
+    lambda session: session.regenerate(),
+    lambda session: session.login("alice"),
+    lambda session: session.login("bob"),
+]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@reading_or_not
+def test_of_several_regenerations_the_first_to_commit_wins(
+    visit: Visit, stored: Collection[Any], order: tuple[int, ...], reading: bool
+) -> None:
+    requests = [visit.request(use, reading=reading) for use in REGENERATIONS]
+    won, *others = _commit(*[requests[place] for place in order])
+    assert won.token
+    assert all(_unchanged(response) for response in others)
+    assert visit.data() is None
+    assert visit.data(won.token) == BEFORE
+    (info,) = visit.store.sessions()
+    assert info.id == id_of(won.token)
+    assert info.owner == [None, "alice", "bob"][order[0]]
+    assert stored.count_documents({}) == 2
+
+
+@in_both_orders
+def test_what_overlapping_requests_wrote_before_goes_over_to_the_new_session(
+    visit: Visit, order: tuple[int, int]
+) -> None:
+    regenerating = visit.request(
+        lambda session: (session.update(mine=1), session.pop("count"), session.regenerate()),
+        reading=True,
+    )
+    requests = [
+        visit.request(lambda session: session.update(first=1)),
+        visit.request(lambda session: session["cart"].append("ham")),
+    ]
+    _commit(*[requests[place] for place in order])
+    (response,) = _commit(regenerating)
+    assert visit.data(response.token) == {
+        "user": "alice",
+        "cart": ["egg", "ham"],
+        "first": 1,
+        "mine": 1,
+    }
+
+
+def test_a_login_drops_the_data_of_another_owner_whoever_wrote_it_last(visit: Visit) -> None:
+    (alice,) = _commit(visit.request(lambda session: session.login("alice")))
+    assert alice.token
+    visit.token = alice.token
+    bob = visit.request(lambda session: (session.login("bob"), session.update(mine=1)))
+    _commit(visit.request(lambda session: session.update(secret=1)))
+    (response,) = _commit(bob)
+    assert visit.data(response.token) == {"mine": 1}
+
+
+@in_both_orders
+def test_of_logout_and_login_at_once_the_first_to_commit_wins(
+    visit: Visit, order: tuple[int, int]
+) -> None:
+    requests = [
+        visit.request(lambda session: session.destroy(), reading=True),
+        visit.request(lambda session: session.login("alice"), reading=True),
+    ]
+    won, lost = _commit(*[requests[place] for place in order])
+    assert _unchanged(lost)
+    assert visit.data() is None
+    if order[0] == 0:
+        assert won.token == ""
+        assert visit.all_live() == []
+    else:
+        assert won.token
+        assert visit.all_live() == [BEFORE]
+
+
+# A regeneration that stops between its two commands.
+
+
+class _CrashError(BaseException):
+    pass
+
+
+class _CrashingStore(MongoStore):
+    """Dies where a session is about to be inserted."""
+
+    def _insert(self, *args: Any) -> Any:
+        raise _CrashError
+
+
+@pytest.mark.parametrize("use", REGENERATIONS)
+def test_a_crash_between_the_commands_of_a_regeneration_leaves_no_live_session(
+    visit: Visit, settings: dict[str, Any], clock: Clock, stored: Collection[Any], use: Use
+) -> None:
+    crashing = _CrashingStore(settings, clock=clock)
+    late = visit.request(lambda session: session.update(late=1), reading=True)
+    request = visit.request(use, store=crashing)
+    with pytest.raises(_CrashError):
+        request.commit()
+    crashing.close()
+    assert visit.data() is None
+    assert visit.all_live() == []
+    assert _unchanged(late.commit())
+    assert _unchanged(visit.request(lambda session: session.update(late=1)).commit())
+    assert stored.count_documents({}) == 1
+
+
+@pytest.fixture
+def refuse(client: MongoClient[Any]) -> Iterator[Callable[..., None]]:
+    """Make the server refuse the next commands of a name."""
+
+    def refuse(command: str, *, times: int, code: int) -> None:
+        try:
+            client.admin.command(
+                "configureFailPoint",
+                "failCommand",
+                mode={"times": times},
+                data={"failCommands": [command], "errorCode": code},
+            )
+        except OperationFailure as error:
+            pytest.skip(f"this server makes no failures on demand: {error}")
+
+    yield refuse
+    with suppress(OperationFailure):
+        client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+@pytest.mark.parametrize("use", REGENERATIONS)
+def test_a_server_that_refuses_the_second_command_of_a_regeneration_leaves_no_live_session(
+    visit: Visit, refuse: Callable[..., None], use: Use
+) -> None:
+    request = visit.request(use)
+    refuse("insert", times=1, code=8000)
+    response = request.commit()
+    assert response.status.startswith("503")
+    assert response.cookie is None
+    assert visit.data() is None
+    assert visit.all_live() == []
+
+
+def test_a_regeneration_whose_data_cannot_be_stored_leaves_the_session_as_it_was(
+    visit: Visit,
+) -> None:
+    stored = visit.document()
+    other = visit.request(lambda session: session.update(other="x" * 9_000_000))
+    request = visit.request(
+        lambda session: (session.update(large="x" * 9_000_000), session.regenerate())
+    )
+    _commit(other)
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        request.commit()
+    assert visit.document()["data"].keys() == stored["data"].keys() | {"other"}
+    _commit(visit.request(lambda session: session.pop("other"), reading=True))
+    assert visit.data() == BEFORE
+
+
+# 4, Renewal: an expiry never moves back, nor past the lifetime.
+
+
+def test_no_activity_extends_a_session_past_its_lifetime(visit: Visit, clock: Clock) -> None:
+    born = clock.now
+    for day in range(29):
+        clock.now = born + timedelta(days=day + 1)
+        use: Use = [
+            lambda session: session.copy(),
+            lambda session: session.update(day=day),  # noqa: B023
+            lambda session: (session.copy(), session.update(day=day)),  # noqa: B023
+            lambda session: (session.clear(), session.update(day=day)),  # noqa: B023
+            lambda session: session.regenerate(),
+        ][day % 5]
+        (response,) = _commit(visit.request(use))
+        visit.token = response.token or visit.token
+        (info,) = visit.store.sessions()
+        assert info.created_at == born
+        assert info.expires_at == min(clock.now + timedelta(days=14), born + timedelta(days=30))
+    clock.now = born + timedelta(days=30)
+    assert visit.data() is None
+
+
+def test_a_login_restarts_the_lifetime(visit: Visit, clock: Clock) -> None:
+    clock.advance(days=10)
+    _commit(visit.request(lambda session: session.copy()))
+    clock.advance(days=10)
+    (response,) = _commit(visit.request(lambda session: session.login("alice")))
+    (info,) = visit.store.sessions()
+    assert info.id == id_of(response.token or "")
+    assert info.created_at == clock.now
+    assert info.expires_at == clock.now + timedelta(days=14)
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["having read", "unread"])
+@pytest.mark.parametrize("lifetime", ["20 days", "14 days", "1 day"])
+def test_a_late_request_does_not_extend_the_lifetime(
+    settings: dict[str, Any], clock: Clock, stored: Collection[Any], lifetime: str, reading: bool
+) -> None:
+    settings |= {"session_lifetime": lifetime}
+    store = MongoStore(settings, clock=clock)
+    session = store.create(BEFORE)
+    end = clock.now + timedelta(days=int(lifetime.split()[0]))
+    visit = Visit(settings, store, stored, session.token or "")
+    clock.now = end - timedelta(minutes=10)
+    if lifetime == "20 days":
+        stored.update_one({"_id": visit.id}, {"$set": {"expires_at": end}})
+    open_late = visit.request(lambda session: session.update(late=1), reading=reading)
+    clock.now = end - timedelta(minutes=1)
+    _commit(open_late)
+    assert visit.data() == BEFORE | {"late": 1}
+    assert visit.document()["expires_at"] == end
+    clock.now = end
+    _commit(visit.request(lambda session: session.copy()))
+    assert visit.data() is None
+    visit.close()
+    store.close()
+
+
+@pytest.fixture
+def behind(settings: dict[str, Any], clock: Clock) -> Iterator[MongoStore]:
+    """A store on another machine, whose clock is an hour behind."""
+    store = MongoStore(settings, clock=lambda: clock.now - timedelta(hours=1))
+    yield store
+    store.close()
+
+
+@reading_or_not
+@in_both_orders
+def test_a_request_with_a_slow_clock_moves_nothing_back(
+    visit: Visit, clock: Clock, behind: MongoStore, reading: bool, order: tuple[int, int]
+) -> None:
+    clock.advance(days=1)
+    requests = [
+        visit.request(lambda session: session.update(right=1), reading=reading),
+        visit.request(lambda session: session.update(slow=1), reading=reading, store=behind),
+    ]
+    _commit(*[requests[place] for place in order])
+    found = visit.document()
+    assert found["data"].keys() == BEFORE.keys() | {"right", "slow"}
+    assert found["seen_at"] == clock.now
+    assert found["expires_at"] == clock.now + timedelta(days=14)
+
+
+def test_a_regeneration_with_a_slow_clock_moves_nothing_back(
+    visit: Visit, clock: Clock, behind: MongoStore
+) -> None:
+    clock.advance(days=1)
+    _commit(visit.request(lambda session: session.copy()))
+    _commit(visit.request(lambda session: session.regenerate(), store=behind))
+    (info,) = visit.store.sessions()
+    assert info.created_at == clock.now - timedelta(days=1)
+    assert info.expires_at == clock.now + timedelta(days=14)
+    assert info.seen_at == clock.now
+
+
+def test_a_request_that_took_long_moves_nothing_back(visit: Visit, clock: Clock) -> None:
+    slow = visit.request(lambda session: session.update(slow=1), reading=True)
+    clock.advance(days=2)
+    _commit(visit.request(lambda session: session.update(quick=1)))
+    _commit(slow)
+    assert visit.document()["seen_at"] == clock.now
+    assert visit.document()["expires_at"] == clock.now + timedelta(days=14)
+
+
+# Late changes: after the commit, until the response is closed.
+
+
+@reading_or_not
+def test_late_changes_of_different_keys_all_survive(visit: Visit, reading: bool) -> None:
+    requests = [visit.request(reading=reading) for _ in range(2)]
+    for number, request in enumerate(requests):
+        request.session[f"early{number}"] = 1
+    _commit(*requests)
+    for number, request in enumerate(requests):
+        request.session[f"late{number}"] = 1
+        request.session["cart"].append(number)
+    for request in requests:
+        request.close()
+    assert visit.data() == BEFORE | {
+        **dict.fromkeys(["early0", "late0", "early1", "late1"], 1),
+        "cart": ["egg", 1],
+    }
+
+
+@after_any_ending
+@pytest.mark.parametrize("early", [True, False], ids=["having written", "having read"])
+def test_late_changes_of_a_session_that_was_ended_are_dropped(
+    visit: Visit,
+    clock: Clock,
+    stored: Collection[Any],
+    end: str,
+    early: bool,
+) -> None:
+    request = visit.request(reading=not early)
+    if early:
+        request.session["early"] = 1
+    request.commit()
+    ENDINGS[end](visit, clock, stored)
+    before = list(stored.find(sort=["_id"]))
+    request.session["late"] = 1
+    if early and end not in ("regeneration", "login"):
+        # It has never looked at its session, and finds only now that there is none.
+        with pytest.warns(SessionWarning, match="not stored"):
+            request.close()
+    else:
+        request.close()
+    assert list(stored.find(sort=["_id"])) == before
+
+
+def test_a_late_destroy_wins_over_late_changes(visit: Visit) -> None:
+    logout, slow = visit.request(reading=True), visit.request(reading=True)
+    _commit(logout, slow)
+    logout.session.destroy()
+    slow.session["late"] = 1
+    logout.close()
+    slow.close()
+    assert visit.all_live() == []
+
+
+# Requests that fail.
+
+
+def test_a_request_that_fails_undoes_no_others_write(visit: Visit) -> None:
+    failing = visit.request(lambda session: session.update(count=0, mine=1), reading=True)
+    _commit(visit.request(lambda session: session.update(count=2)))
+    assert failing.fail().cookie is None
+    assert visit.data() == BEFORE | {"count": 2}
+
+
+def test_a_failed_request_that_regenerates_ends_nothing(visit: Visit) -> None:
+    failing = visit.request(lambda session: session.login("alice"), reading=True)
+    failing.fail()
+    assert visit.data() == BEFORE
+
+
+def test_a_failed_logout_wins_all_the_same(visit: Visit) -> None:
+    slow = visit.request(lambda session: session.update(late=1), reading=True)
+    assert visit.request(lambda session: session.destroy()).fail().token == ""
+    assert _unchanged(slow.commit())
+    assert visit.all_live() == []

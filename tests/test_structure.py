@@ -1,0 +1,73 @@
+"""The house as it is meant to be: who may import whom, and what is at the root."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mongosession_wsgi
+
+PACKAGE = Path(mongosession_wsgi.__file__).parent
+MAY_IMPORT = {
+    "errors": set(),
+    "caching": set(),
+    "settings": {"errors"},
+    "cookie": {"errors", "settings"},
+    "document": {"errors"},
+    "session": {"errors", "document"},
+    "store": {"errors", "settings", "document", "session"},
+    "middleware": {"errors", "settings", "cookie", "caching", "session", "store"},
+    "embedded": {"errors"},
+}
+
+
+def imports_of(module: Path) -> set[str]:
+    """Return the modules that `module` imports: `.name` for ours, `name` for others."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found.update("." * bool(node.level) + name for name in names)
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_module_imports_only_what_is_below_it(module: Path) -> None:
+    ours = {name[1:] for name in imports_of(module) if name.startswith(".")}
+    assert ours <= MAY_IMPORT[module.stem]
+    assert "mongosession_wsgi" not in {name.partition(".")[0] for name in imports_of(module)}
+
+
+def test_only_the_cookie_knows_werkzeugs_cookies_and_only_the_store_a_client() -> None:
+    for module in PACKAGE.glob("*.py"):
+        text = module.read_text()
+        assert ("dump_cookie" in text) == (module.stem == "cookie")
+        assert ("MongoClient(" in text) == (module.stem in {"store", "embedded"})
+
+
+def test_the_root_has_the_names_of_the_contract() -> None:
+    assert set(mongosession_wsgi.__all__) == {
+        "MongoStore",
+        "Session",
+        "SessionDataError",
+        "SessionError",
+        "SessionInfo",
+        "SessionMiddleware",
+        "SessionWarning",
+        "SettingsError",
+        "StoreError",
+        "__version__",
+    }
+
+
+def test_everything_public_says_what_it_does() -> None:
+    for module in PACKAGE.glob("*.py"):
+        tree = ast.parse(module.read_text())
+        assert ast.get_docstring(tree), module
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), node.name
