@@ -68,6 +68,8 @@ class Mark(NamedTuple):
 
     id: str
     expires_at: datetime
+    successor: str | None
+    """The id of the session that takes its place, unless that begins with a login."""
 
 
 class Changes(NamedTuple):
@@ -175,7 +177,7 @@ def decode(raw: bytes) -> Record | Mark | None:
         case {"_id": str() as id_, "v": 1, "expires_at": datetime() as expires_at} if (
             "data" not in found
         ):
-            return Mark(id_, expires_at)
+            return Mark(id_, expires_at, found.get("successor"))
         case _:
             return None
 
@@ -240,9 +242,19 @@ def document_of(record: Record, changes: Changes) -> bytes:
     return encoded
 
 
-def mark_of(expires_at: datetime) -> dict[str, Any]:
-    """Return what replaces a session that is regenerated away."""
-    return {"v": VERSION, "expires_at": expires_at}
+def marking(expires_at: datetime, successor: str | None) -> dict[str, Any]:
+    """Return the update that makes a mark of a session that is regenerated away.
+
+    With a `successor` the owner stays, so that whoever ends all of his sessions finds that one.
+    """
+    gone = ["data", "created_at", "seen_at"] + (["owner"] if successor is None else [])
+    kept = {"expires_at": expires_at} | ({} if successor is None else {"successor": successor})
+    return {"$set": kept, "$unset": dict.fromkeys(gone, 1)}
+
+
+def tombstone(id_: str, expires_at: datetime) -> bytes:
+    """Return a mark that keeps a session that is ended already from being inserted."""
+    return bson.encode({"_id": id_, "v": VERSION, "expires_at": expires_at, "ended": True})
 
 
 def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ It is the server of the extra `embedded`, run as a process of its own and never 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shutil
 import signal
@@ -26,10 +27,15 @@ from .errors import SessionError
 _PROGRAM = "secantusd-py"
 _LONGEST_START = 60.0
 _LONGEST_STOP = 10.0
+_BINDS = 3
 
 
 class EmbeddedServerError(SessionError):
     """The embedded server is not installed, or did not start."""
+
+
+class _PortLostError(EmbeddedServerError):
+    """Somebody took the port after it was found free and before the server had it."""
 
 
 class EmbeddedServer:
@@ -63,15 +69,44 @@ class EmbeddedServer:
 
         Raises `EmbeddedServerError`, with the server's own last words if it has any.
         """
-        command = [_installed_program(), "--host", "127.0.0.1"]
+        if self._is_running():
+            raise EmbeddedServerError(f"The embedded server runs already, on port {self.port}")
+        program, given = _installed_program(), self.port
         self.data.mkdir(parents=True, exist_ok=True)
-        (self.data / "config.toml").touch()  # So that it does not look for one elsewhere.
-        self.port = _free_port(self.port)
-        command += ["--config", str(self.data / "config.toml"), "--port", str(self.port)]
-        command += ["--storage-path", str(self.data / "db"), *self.options]
+        for left in reversed(range(_BINDS)):
+            self.port = _free_port(given)
+            try:
+                self._launch(program)
+                break
+            except _PortLostError:
+                if given or not left:
+                    raise
+        return self
+
+    def stop(self) -> None:
+        """End the server and wait until it is gone; its data stays."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.terminate()
+            watcher.wait()
+
+    def kill(self) -> None:
+        """Send the server SIGKILL, as a crash would end it, and wait until it is gone."""
+        if self._is_running():
+            os.kill(self.pid, signal.SIGKILL)
+        self.stop()
+
+    def _is_running(self) -> bool:
+        return self._watcher is not None and self._watcher.poll() is None
+
+    def _launch(self, program: str) -> None:
+        config = self.data / "config.toml"
+        config.touch()  # Told of an empty one, the server does not look for others.
+        command = [program, "--config", str(config), "--storage-path", str(self.data / "db")]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *self.options]
         with self._log.open("w") as log:
             self._watcher = subprocess.Popen(
-                [sys.executable, "-m", __name__, "--owner", str(os.getpid()), *command],
+                [sys.executable, "-m", __spec__.name, "--owner", str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -83,26 +118,15 @@ class EmbeddedServer:
         except BaseException:
             self.stop()
             raise
-        return self
-
-    def stop(self) -> None:
-        """End the server and wait until it is gone; its data stays."""
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.terminate()
-            watcher.communicate()
-
-    def kill(self) -> None:
-        """Kill the server as a crash of its machine would, and wait until it is gone."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.stop()
 
     @property
     def _log(self) -> Path:
         return self.data / "server.log"
 
     def _wait_until_it_answers(self, watcher: subprocess.Popen[str]) -> None:
-        self.pid = int(next(iter(watcher.stdout or ()), 0))
+        assert watcher.stdout is not None  # noqa: S101
+        with watcher.stdout as first_words:
+            self.pid = int(first_words.readline() or 0)
         deadline = time.monotonic() + _LONGEST_START
         client: MongoClient[Any]
         with MongoClient(self.uri, serverSelectionTimeoutMS=250, timeoutMS=2000) as client:
@@ -112,13 +136,15 @@ class EmbeddedServer:
                     return
                 except PyMongoError as error:
                     if watcher.poll() is not None:
-                        raise self._failure("ended at once") from error
+                        raise self._failure("ended before it answered") from error
         raise self._failure(f"did not answer within {_LONGEST_START:.0f} seconds")
 
     def _failure(self, what: str) -> EmbeddedServerError:
         words = "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
-        return EmbeddedServerError(
-            f"The embedded server {what}. It had port {self.port}, its log is {self._log}:\n{words}"
+        kind = _PortLostError if "Address already in use" in words else EmbeddedServerError
+        return kind(
+            f"The embedded server {what}, on port {self.port}. "
+            f"Mend what the end of its log {self._log} says, and start it again:\n{words}"
         )
 
 
@@ -151,11 +177,17 @@ def _watch(owner: int, command: Sequence[str]) -> None:
     A parent that dies is noticed by its children having another one then, also where children of
     its own live on and hold every pipe open that it had.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    told_to_end: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        preexec_fn=_end_with_watcher if sys.platform == "linux" else None,
+    )
     try:
         print(server.pid, flush=True)
-        while server.poll() is None and os.getppid() == owner:
+        while server.poll() is None and os.getppid() == owner and not told_to_end:
             time.sleep(0.1)
     finally:
         server.terminate()
@@ -164,6 +196,12 @@ def _watch(owner: int, command: Sequence[str]) -> None:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _end_with_watcher() -> None:
+    """Have Linux send this process SIGTERM when its parent dies, also of a SIGKILL."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def main() -> None:

@@ -262,10 +262,20 @@ class Session(MutableMapping[str, Any]):
         )
         self._record = record
         self._came = self._loaded = True
-        self._base = {} if self._replaces else record.data
-        self._prints = {}
-        mine = {key: self._data[key] for key in changes.assigned}
-        self._data = {k: v for k, v in self._base.items() if k not in changes.removed} | mine
+        # Where nobody else changed a value, the object stays that the application has in hand.
+        held = {
+            key: self._data[key]
+            for key, known in self._prints.items()
+            if key in self._data
+            and key not in changes.assigned
+            and key in record.data
+            and document.encode(key, record.data[key]) == known
+        }
+        assigned = {key: self._data[key] for key in changes.assigned}
+        self._base = {} if self._replaces else record.data | held
+        self._prints = {key: self._prints[key] for key in held}
+        kept = {key: self._base[key] for key in self._base if key not in changes.removed}
+        self._data = kept | assigned
 
     def changes(self) -> Changes:
         """Return what the request changed. Raises `SessionDataError` for what cannot be stored."""

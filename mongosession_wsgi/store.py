@@ -51,7 +51,8 @@ _FORM = {
     "seen_at": {"$type": _DATE},
     "expires_at": {"$type": _DATE},
 }
-"""What every document of ours matches, and no mark; others in the collection are left alone."""
+"""What every session matches, and no mark; other documents of the collection are left alone."""
+_MARK = {"v": document.VERSION, "data": {"$exists": False}, "expires_at": {"$type": _DATE}}
 
 
 class Outcome(Enum):
@@ -121,7 +122,7 @@ class MongoStore:
         session = self.open(None)
         session.update(data or {})
         with self._deadline():
-            self._insert(session, session.contents())
+            self._insert(session, session.contents(), token_urlsafe(32))
         return session
 
     def retrieve(self, token: str) -> Session | None:
@@ -181,21 +182,37 @@ class MongoStore:
         try:
             with self._sessions().find(live, sort=[("seen_at", -1)], allow_disk_use=True) as found:
                 for raw in found:
-                    record = document.decode(bytes(raw.raw))
+                    record = _decoded(raw)
                     if isinstance(record, Record):
                         yield _info(record, len(raw.raw))
         except PyMongoError as error:
             raise StoreError(_explained(error)) from error
 
     def revoke(self, id: str) -> int:
-        """End the session of this public id; return how many were ended, 0 or 1."""
+        """End the session of this public id; return how many live ones that were, 0 or 1.
+
+        If it was regenerated within the last minute, its successor ends, even one that is still
+        to be stored.
+        """
         live = self._live(_id=id)
-        return self._attempt(lambda sessions: sessions.delete_one(live).deleted_count)
+        if self._attempt(lambda sessions: sessions.delete_one(live).deleted_count):
+            return 1
+        mark = self._end_mark(id)
+        if mark is None or mark.successor is None or self._forestall(mark.successor):
+            return 0
+        return self.revoke(mark.successor)
 
     def revoke_all(self, owner: str, keep: str | None = None) -> int:
-        """End all sessions of `owner` but the one whose id is `keep`; return how many."""
+        """End all sessions of `owner` but the one whose id is `keep`; return how many were live.
+
+        A login at the same time is not undone, for its session was not there yet.
+        """
         live = self._live(owner=owner, _id={"$ne": keep})
-        return self._attempt(lambda sessions: sessions.delete_many(live).deleted_count)
+        ended = self._attempt(lambda sessions: sessions.delete_many(live).deleted_count)
+        for mark in self._marks(owner):
+            if keep not in (mark.id, mark.successor):
+                ended += self.revoke(mark.id)
+        return ended
 
     def purge(self) -> int:
         """Delete what has expired, for a server without a TTL monitor; return how many."""
@@ -262,24 +279,28 @@ class MongoStore:
         Of several requests that do so at once, one finds the session; and with the first command
         the old token is dead, whatever becomes of the second.
         """
-        id_ = document.id_of(token)
-        mark = document.mark_of(self._clock() + _MARK_TIME)
+        id_, new_token = document.id_of(token), token_urlsafe(32)
+        marking = document.marking(
+            self._clock() + _MARK_TIME,
+            document.id_of(new_token) if session.login_owner is None else None,
+        )
         live = self._live(_id=id_)
-        found = self._attempt(lambda sessions: sessions.find_one_and_replace(live, mark))
-        record = document.decode(bytes(found.raw)) if found is not None else None
+        found = self._attempt(lambda sessions: sessions.find_one_and_update(live, marking))
+        record = _decoded(found)
         if found is None or not isinstance(record, Record):
             return self._explore(session)
-        session.rebase(record)
         try:
-            return self._insert(session, session.contents(), record)
+            session.rebase(record)
+            return self._insert(session, session.contents(), new_token, record)
         except SessionDataError:
-            self._attempt(lambda sessions: sessions.replace_one({"_id": id_} | mark, found))
+            unended = {"_id": id_, "ended": {"$exists": False}} | _MARK
+            self._attempt(lambda sessions: sessions.replace_one(unended, found))
             raise
 
     def _start(self, session: Session, changes: Changes) -> Outcome:
         """Store a session that is new, unless it is still empty."""
         if changes.assigned or session.login_owner is not None:
-            return self._insert(session, changes)
+            return self._insert(session, changes, token_urlsafe(32))
         session.settle(changes, None, None)
         return Outcome.KEPT
 
@@ -287,26 +308,25 @@ class MongoStore:
         """Delete the session, and store as a new one what was set since."""
         token, deleted = session.claim, 0
         if token is not None:
-            ours = {"_id": document.id_of(token)} | _FORM
-            deleted = self._attempt(lambda sessions: sessions.delete_one(ours).deleted_count)
-        if changes.assigned or session.login_owner is not None:
-            if token is not None and not deleted and self._is_over(session, token):
-                session.end()
+            live = self._live(_id=document.id_of(token))
+            deleted = self._attempt(lambda sessions: sessions.delete_one(live).deleted_count)
+            if not deleted and (self._end_mark(live["_id"]) or session.record is not None):
+                session.end()  # Somebody else has ended it in the meantime.
                 return Outcome.KEPT
-            return self._insert(session, changes)
+        if changes.assigned or session.login_owner is not None:
+            return self._insert(session, changes, token_urlsafe(32))
         session.settle(changes, None, None)
         return Outcome.DESTROYED if deleted else Outcome.KEPT
 
-    def _is_over(self, session: Session, token: str) -> bool:
-        """Say whether a session that is not there was ended by somebody else in the meantime."""
-        return session.record is not None or isinstance(self.load(token), Mark)
-
     def _insert(
-        self, session: Session, contents: Changes, predecessor: Record | None = None
+        self,
+        session: Session,
+        contents: Changes,
+        token: str,
+        predecessor: Record | None = None,
     ) -> Outcome:
         """Store a new session; unless it is a login, it goes on with its predecessor's life."""
         now = self._clock()
-        token = token_urlsafe(32)
         record = Record(
             id=document.id_of(token),
             data={},
@@ -316,16 +336,39 @@ class MongoStore:
             expires_at=self._expiry(now, now),
         )
         if predecessor is not None and session.login_owner is None:
-            record = record._replace(
-                owner=predecessor.owner,
-                created_at=predecessor.created_at,
+            record = predecessor._replace(
+                id=record.id,
+                seen_at=max(predecessor.seen_at, now),
                 expires_at=max(predecessor.expires_at, self._expiry(now, predecessor.created_at)),
             )
         stored = RawBSONDocument(document.document_of(record, contents))
         self._ensure_indexes_once()
-        self._attempt(lambda sessions: _insert_once(sessions, stored))
+        inserted = self._attempt(lambda sessions: _inserted(sessions, stored))
+        if not inserted and isinstance(self.load(token), Mark):
+            session.end()  # Revoked between the two commands of a regeneration.
+            return Outcome.KEPT
         session.settle(contents, record, token)
         return Outcome.CREATED
+
+    # Marks: what is left of sessions that were regenerated away.
+
+    def _marks(self, owner: str) -> list[Mark]:
+        """Return the marks whose successor is, or is to be, a session of this owner."""
+        marks = {"owner": owner} | _MARK
+        found = self._attempt(lambda sessions: [_decoded(raw) for raw in sessions.find(marks)])
+        return [mark for mark in found if isinstance(mark, Mark)]
+
+    def _end_mark(self, id: str) -> Mark | None:
+        """Note on a mark that its session must not be put back; return the mark."""
+        mark = {"_id": id} | _MARK
+        ended = {"$set": {"ended": True}}
+        found = _decoded(self._attempt(lambda sessions: sessions.find_one_and_update(mark, ended)))
+        return found if isinstance(found, Mark) else None
+
+    def _forestall(self, id: str) -> bool:
+        """End a session that is still to be inserted; False if it is there already."""
+        tombstone = RawBSONDocument(document.tombstone(id, self._clock() + _MARK_TIME))
+        return self._attempt(lambda sessions: _inserted(sessions, tombstone))
 
     # When a session dies.
 
@@ -440,13 +483,19 @@ def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
         client.close()
 
 
-def _insert_once(sessions: _Sessions, stored: RawBSONDocument) -> None:
-    """Insert a new session; that its id is there already is the work of a repeated command."""
+def _inserted(sessions: _Sessions, new: RawBSONDocument) -> bool:
+    """Insert a document; False if its id is taken, be it by this very command, repeated."""
     try:
-        sessions.insert_one(stored)
+        sessions.insert_one(new)
     except DuplicateKeyError as error:
         if (error.details or {}).get("keyPattern") != {"_id": 1}:
             raise
+        return False
+    return True
+
+
+def _decoded(found: RawBSONDocument | None) -> Record | Mark | None:
+    return None if found is None else document.decode(bytes(found.raw))
 
 
 def _info(record: Record, size: int) -> SessionInfo:

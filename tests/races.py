@@ -1,1 +1,604 @@
-"""Placeholder."""
+"""Race overlapping requests against a real server, and count what goes wrong.
+
+`python -m tests.races --rounds 10000` races the stories of this module, so many rounds in all, on
+the server of `MONGODB_URI` or on an embedded one, and prints a table. It ends with 1 if any count
+is not zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from http.client import HTTPResponse
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pymongo import MongoClient
+
+from mongosession_wsgi import MongoStore, Session, SessionMiddleware
+from mongosession_wsgi.document import id_of
+from mongosession_wsgi.embedded import EmbeddedServer
+from mongosession_wsgi.session import State
+
+from .wsgi import KEY, Browser, Response, conforming
+
+Use = Callable[[Session], Any]
+NAME = "mongosession"
+LONGEST_WAIT = 60.0
+"""Seconds after which something hangs, rather than being slow."""
+
+
+class Fault(Enum):
+    """What must not happen, and is counted."""
+
+    LOST = "lost"
+    REVIVED = "revived"
+    CLOBBERED = "clobbered cookies"
+    STALE = "stale reads"
+    BOTH_WON = "both won"
+
+
+# What is raced.
+
+
+@dataclass
+class Racer:
+    """A request that starts at the same moment as others; one that is `reading` has read before."""
+
+    use: Use
+    reading: bool = False
+    token: str | None = None
+    """Another token than that of the race."""
+    gate: threading.Barrier = field(init=False, repr=False)
+    session: Session = field(init=False, repr=False)
+    response: Response = field(init=False, repr=False)
+
+    def __call__(self, session: Session) -> None:
+        """Be the application of this request."""
+        self.session = session
+        if self.reading:
+            session.copy()
+        self.gate.wait(LONGEST_WAIT)
+        self.use(session)
+
+    @property
+    def cookie(self) -> str | None:
+        """The token that it got; "" if it was told to forget its cookie."""
+        return self.response.token
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether it wrote its changes, rather than having found its session ended."""
+        return self.response.status == "200 OK" and self.session.state is not State.ENDED
+
+
+class Track:
+    """Where requests race: a middleware, its store, and a server of two processes with both."""
+
+    def __init__(self, uri: str, database: str, address: tuple[str, int]) -> None:
+        self.address = address
+        self.client: MongoClient[Any] = MongoClient(uri, tz_aware=True)
+        settings = {"mongodb_host": uri, "mongodb_session_db": database}
+        self.stored = self.client[database]["sessions"]
+        self.store = MongoStore(settings)
+        self._app = SessionMiddleware(conforming(self._answer), settings, store=self.store)
+        self._threads = ThreadPoolExecutor(max_workers=6)
+
+    def begin(self, *, owner: str | None = None, renewal_due: bool = False) -> str:
+        """Return the token of a new session that has something in it."""
+        session = self.store.create({"base": 1, "cart": ["egg"]})
+        if owner is not None:
+            session.login(owner)
+            self.store.flush(session)
+        assert session.token is not None
+        assert session.expires_at is not None
+        if renewal_due:
+            earlier = session.expires_at - timedelta(days=15)
+            self.stored.update_one({"_id": session.id}, {"$set": {"seen_at": earlier}})
+        return session.token
+
+    def race(self, token: str, *racers: Racer, against: Callable[[], Any] | None = None) -> Any:
+        """Let all start at once; return what `against`, which is no request, returned."""
+        gate = threading.Barrier(len(racers) + (against is not None))
+        runs = [self._threads.submit(self._run, racer, token, gate) for racer in racers]
+        if against is not None:
+            gate.wait(LONGEST_WAIT)
+        outcome = against() if against is not None else None
+        for run in runs:
+            run.result()
+        return outcome
+
+    def find(self, token: str | None) -> dict[str, Any] | None:
+        """Return what a request that comes now finds under `token`."""
+        session = self.store.retrieve(token) if token else None
+        return None if session is None else session.copy()
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self.store.close()
+        self.client.close()
+
+    def _run(self, racer: Racer, token: str, gate: threading.Barrier) -> None:
+        racer.gate = gate
+        browser = Browser(self._app, cookie=f"{NAME}={racer.token or token}")
+        racer.response = browser.get(**{"races.racer": racer})
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ["races.racer"](environ[KEY])
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"answer"]
+
+
+def _sets(key: str, **how: Any) -> Racer:
+    return Racer(lambda session: session.update({key: key}), **how)
+
+
+def _appends() -> Racer:
+    return Racer(lambda session: session["cart"].append("ham"), reading=True)
+
+
+def _reads() -> Racer:
+    return Racer(lambda session: session.copy(), reading=True)
+
+
+def _login(owner: str = "alice", **how: Any) -> Racer:
+    return Racer(lambda session: session.login(owner), **how)
+
+
+def _regenerates(**how: Any) -> Racer:
+    return Racer(lambda session: session.regenerate(), **how)
+
+
+def _logout(**how: Any) -> Racer:
+    return Racer(lambda session: session.destroy(), **how)
+
+
+def _cookies_of(*racers: Racer) -> Iterator[Fault]:
+    """Find fault with requests that got a cookie where none is due, or that failed."""
+    for racer in racers:
+        if racer.response.status != "200 OK":
+            yield Fault.LOST
+        if racer.cookie is not None:
+            yield Fault.CLOBBERED
+
+
+# The stories.
+
+
+def writes_of_different_keys(track: Track) -> Iterator[Fault]:
+    token = track.begin()
+    racers = _sets("a"), _sets("b"), _sets("c", reading=True), _appends()
+    track.race(token, *racers)
+    yield from _cookies_of(*racers)
+    if track.find(token) != {"base": 1, "cart": ["egg", "ham"], "a": "a", "b": "b", "c": "c"}:
+        yield Fault.LOST
+
+
+def reading_and_writing(track: Track) -> Iterator[Fault]:
+    token = track.begin(renewal_due=True)
+    racers = _reads(), _reads(), _appends(), _sets("a", reading=True)
+    track.race(token, *racers)
+    yield from _cookies_of(*racers)
+    if track.find(token) != {"base": 1, "cart": ["egg", "ham"], "a": "a"}:
+        yield Fault.LOST
+
+
+def logout_and_writes(track: Track) -> Iterator[Fault]:
+    token = track.begin()
+    logout, *others = _logout(), _sets("a", reading=True), _appends(), _sets("b", reading=True)
+    track.race(token, logout, *others)
+    yield from _cookies_of(*others)
+    yield from _after_an_end(track, token)
+    if logout.cookie != "":
+        yield Fault.LOST
+
+
+def logout_and_renewal(track: Track) -> Iterator[Fault]:
+    token = track.begin(renewal_due=True)
+    logout, *others = _logout(reading=True), _reads(), _reads(), _reads()
+    track.race(token, logout, *others)
+    yield from _cookies_of(*others)
+    yield from _after_an_end(track, token)
+    if logout.cookie != "":
+        yield Fault.LOST
+
+
+def login_and_blind_writes(track: Track) -> Iterator[Fault]:
+    yield from _login_against(track, _login(), _sets("a"), _sets("b"), _sets("c"))
+
+
+def login_and_writes(track: Track) -> Iterator[Fault]:
+    writers = _sets("a", reading=True), _sets("b", reading=True), _appends()
+    yield from _login_against(track, _login(reading=True), *writers)
+
+
+def two_logins(track: Track) -> Iterator[Fault]:
+    yield from _one_wins(track, _login("alice"), _login("bob"))
+
+
+def four_logins(track: Track) -> Iterator[Fault]:
+    yield from _one_wins(
+        track, _login("alice"), _login("bob", reading=True), _login("carol"), _login("alice")
+    )
+
+
+def two_regenerations(track: Track) -> Iterator[Fault]:
+    yield from _one_wins(track, _regenerates(), _regenerates(reading=True))
+
+
+def regeneration_and_login(track: Track) -> Iterator[Fault]:
+    yield from _one_wins(track, _regenerates(reading=True), _login())
+
+
+def logout_and_login(track: Track) -> Iterator[Fault]:
+    token = track.begin()
+    logout, login = _logout(reading=True), _login(reading=True)
+    track.race(token, logout, login)
+    yield from _after_an_end(track, token)
+    if logout.cookie == "" and login.cookie:
+        yield Fault.BOTH_WON
+    if not (logout.cookie == "" or track.find(login.cookie)):
+        yield Fault.LOST
+
+
+def revocation_and_writes(track: Track) -> Iterator[Fault]:
+    token = track.begin(renewal_due=True)
+    racers = _sets("a", reading=True), _appends(), _reads()
+    if track.race(token, *racers, against=lambda: track.store.revoke(id_of(token))) != 1:
+        yield Fault.LOST
+    yield from _cookies_of(*racers)
+    yield from _after_an_end(track, token)
+
+
+def revocation_and_login(track: Track) -> Iterator[Fault]:
+    token = track.begin()
+    login = _login(reading=True)
+    revoked = track.race(token, login, against=lambda: track.store.revoke(id_of(token)))
+    yield from _after_an_end(track, token)
+    if revoked and login.cookie:
+        yield Fault.BOTH_WON
+    if not (revoked or track.find(login.cookie)):
+        yield Fault.LOST
+
+
+def revocation_of_all_and_writes(track: Track) -> Iterator[Fault]:
+    owner = secrets.token_hex(8)
+    token = track.begin(owner=owner, renewal_due=True)
+    racers = _sets("a", reading=True), _appends(), _reads()
+    if track.race(token, *racers, against=lambda: track.store.revoke_all(owner)) != 1:
+        yield Fault.LOST
+    yield from _cookies_of(*racers)
+    yield from _after_an_end(track, token)
+
+
+def ttl_deletion_and_writes(track: Track) -> Iterator[Fault]:
+    token = track.begin(renewal_due=True)
+    racers = _sets("a", reading=True), _appends(), _reads()
+    track.race(token, *racers, against=lambda: track.stored.delete_one({"_id": id_of(token)}))
+    yield from _cookies_of(*racers)
+    yield from _after_an_end(track, token)
+
+
+def old_tokens_and_the_new_cookie(track: Track) -> Iterator[Fault]:
+    old = track.begin()
+    login = _login()
+    track.race(old, login)
+    stale = [
+        _sets("a"),
+        _sets("b", reading=True),
+        _login("mallory"),
+        Racer(lambda session: (session.destroy(), session.update(a=1))),
+    ]
+    fresh = _sets("fresh", token=login.cookie)
+    track.race(old, *stale, fresh)
+    yield from _cookies_of(*stale, fresh)
+    if track.find(login.cookie) != {"base": 1, "cart": ["egg"], "fresh": "fresh"}:
+        yield Fault.LOST
+    if track.find(old) is not None:
+        yield Fault.REVIVED
+
+
+def a_redirect_followed_at_once(track: Track) -> Iterator[Fault]:
+    """Follow a redirect at the first byte of its header, over another connection."""
+    token = track.begin()
+    value = secrets.token_hex(4)
+    with asked(track.address, f"/?set=value:{value}&redirect", token) as first:
+        first.recv(1, socket.MSG_PEEK)
+        with asked(track.address, "/?read", token) as second:
+            found = answer_of(second)
+        if answer_of(first)["status"] != 303:
+            yield Fault.LOST
+    if found["status"] != 200 or found["read"].get("value") != value:
+        yield Fault.STALE
+
+
+def _login_against(track: Track, login: Racer, *writers: Racer) -> Iterator[Fault]:
+    token = track.begin()
+    track.race(token, login, *writers)
+    yield from _cookies_of(*writers)
+    yield from _after_an_end(track, token)
+    expected: Any = {"base": 1, "cart": ["egg"]}
+    for writer in writers:
+        if writer.is_acknowledged:
+            writer.use(expected)
+    if track.find(login.cookie) != expected:
+        yield Fault.LOST
+
+
+def _one_wins(track: Track, *racers: Racer) -> Iterator[Fault]:
+    token = track.begin()
+    track.race(token, *racers)
+    won = [racer for racer in racers if racer.cookie]
+    yield from _cookies_of(*(racer for racer in racers if racer not in won))
+    yield from _after_an_end(track, token)
+    if len(won) > 1:
+        yield Fault.BOTH_WON
+    if not won or track.find(won[0].cookie) != {"base": 1, "cart": ["egg"]}:
+        yield Fault.LOST
+
+
+def _after_an_end(track: Track, token: str) -> Iterator[Fault]:
+    if track.stored.find_one({"_id": id_of(token), "data": {"$exists": True}}) is not None:
+        yield Fault.REVIVED
+
+
+STORIES = [
+    writes_of_different_keys,
+    reading_and_writing,
+    logout_and_writes,
+    logout_and_renewal,
+    logout_and_login,
+    login_and_blind_writes,
+    login_and_writes,
+    two_logins,
+    four_logins,
+    two_regenerations,
+    regeneration_and_login,
+    revocation_and_writes,
+    revocation_and_login,
+    revocation_of_all_and_writes,
+    ttl_deletion_and_writes,
+    old_tokens_and_the_new_cookie,
+    a_redirect_followed_at_once,
+]
+
+
+# The server of two processes.
+
+
+def served() -> SessionMiddleware:
+    """Return the application that gunicorn runs here; its query says what a request does, in order.
+
+    `gate=PORT` connects there, says which process this is, and waits for an answer.
+    """
+    settings = {
+        "mongodb_host": os.environ["MONGODB_URI"],
+        "mongodb_session_db": os.environ["RACES_DATABASE"],
+    }
+    return SessionMiddleware(_obey_the_query, settings)
+
+
+def _obey_the_query(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    session: Session = environ[KEY]
+    answer: dict[str, Any] = {"process": os.getpid()}
+    status, headers = "200 OK", [("Content-Type", "application/json")]
+    for step, what in parse_qsl(environ["QUERY_STRING"], keep_blank_values=True):
+        if step == "read":
+            answer["read"] = session.copy()
+        elif step == "gate":
+            with socket.create_connection(("127.0.0.1", int(what)), LONGEST_WAIT) as gate:
+                gate.sendall(f"{os.getpid()}\n".encode())
+                gate.recv(1)
+        elif step == "set":
+            key, _, value = what.partition(":")
+            session[key] = value
+        elif step == "login":
+            session.login(what)
+        elif step == "redirect":
+            status, headers = "303 See Other", [*headers, ("Location", "/?read")]
+        else:
+            {"destroy": session.destroy, "regenerate": session.regenerate}[step]()
+    start_response(status, headers)
+    return [json.dumps(answer).encode()]
+
+
+@contextmanager
+def two_processes(uri: str, database: str) -> Iterator[tuple[str, int]]:
+    """Serve with gunicorn: two workers of four threads; yield the address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        command = [sys.executable, "-m", "gunicorn", "-w", "2", "--threads", "4", "-k", "gthread"]
+        command += ["--bind", f"fd://{listening.fileno()}", "--log-level", "warning"]
+        command += ["--no-control-socket", "tests.races:served()"]
+        server = subprocess.Popen(
+            command,
+            pass_fds=[listening.fileno()],
+            env=os.environ | {"MONGODB_URI": uri, "RACES_DATABASE": database},
+        )
+        try:
+            yield listening.getsockname()
+        finally:
+            server.terminate()
+            server.wait(LONGEST_WAIT)
+
+
+def asked(address: tuple[str, int], path: str, token: str) -> socket.socket:
+    """Return a new connection over which a request is on its way."""
+    connection = socket.create_connection(address, LONGEST_WAIT)
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", f"Cookie: {NAME}={token}"]
+    connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+    return connection
+
+
+def answer_of(connection: socket.socket) -> dict[str, Any]:
+    """Return the JSON that comes back, with the status and the cookie."""
+    with HTTPResponse(connection) as response:
+        response.begin()
+        answer: dict[str, Any] = json.loads(response.read())
+        return answer | {"status": response.status, "cookie": response.getheader("Set-Cookie")}
+
+
+# The way to a server whose commands are not atomic.
+
+
+class OneAtATime:
+    """Passes commands on to a MongoDB server, one after the other, whoever sends them.
+
+    Every command on one document is atomic with MongoDB. Not so with the embedded server: its
+    findAndModify answers what it found, without what others wrote before it changed it. Requests
+    race all the same, for each of them is made of several commands, in any order.
+    """
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._turn = threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        port = self._listening.getsockname()[1]
+        return f"mongodb://127.0.0.1:{port}/?directConnection=true&serverMonitoringMode=poll"
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # It was closed.
+            while True:
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._pass_on, args=[client], daemon=True).start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._server) as server:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while command := _message(client):
+                with self._turn:
+                    server.sendall(command)
+                    answer = _message(server)
+                client.sendall(answer)
+
+
+def _message(connection: socket.socket) -> bytes:
+    """Return the next message of MongoDB's wire protocol, empty at the end."""
+    with suppress(ConnectionError):
+        begin = connection.recv(4, socket.MSG_WAITALL)
+        if len(begin) == 4:
+            length = int.from_bytes(begin, "little")
+            return begin + connection.recv(length - 4, socket.MSG_WAITALL)
+    return b""
+
+
+@contextmanager
+def atomic(uri: str) -> Iterator[str]:
+    """Yield the URI at which every command is atomic: that of a real server is `uri` itself."""
+    client: MongoClient[Any]
+    with MongoClient(uri) as client:
+        is_embedded = client.admin.command("hello").get("setName") == "secantus"
+        address = client.address
+    if not is_embedded or address is None:
+        yield uri
+        return
+    with closing(OneAtATime((str(address[0]), address[1]))) as passing_on:
+        yield passing_on.uri
+
+
+# The table.
+
+
+@dataclass
+class Row:
+    """What was raced, how often, and what went wrong."""
+
+    raced: str
+    rounds: int = 0
+    seconds: float = 0.0
+    faults: Counter[Fault] = field(default_factory=Counter)
+
+
+def run(uri: str, rounds: int, *, is_watched: bool = False) -> list[Row]:
+    """Race all stories, `rounds` times in all; show the progress on stderr if `is_watched`."""
+    database = f"races_{secrets.token_hex(4)}"
+    rows = []
+    with ExitStack() as stack:
+        uri = stack.enter_context(atomic(uri))
+        address = stack.enter_context(two_processes(uri, database))
+        track = Track(uri, database, address)
+        stack.callback(track.close)
+        stack.callback(track.client.drop_database, database)
+        for place, story in enumerate(STORIES):
+            row = Row(story.__name__.replace("_", " "))
+            rows.append(row)
+            begin = time.monotonic()
+            share = rounds * (place + 1) // len(STORIES) - rounds * place // len(STORIES)
+            for row.rounds in range(1, share + 1):
+                row.faults.update(story(track))
+                if is_watched:
+                    print(f"\r\033[K{row.raced}: {row.rounds} of {share}", end="", file=sys.stderr)
+            row.seconds = time.monotonic() - begin
+            track.stored.delete_many({})
+    if is_watched:
+        print("\r\033[K", end="", file=sys.stderr)
+    return rows
+
+
+def table(rows: list[Row], *, is_coloured: bool = False) -> str:
+    """Return the rows aligned; what is not zero is red, if there are colours."""
+    heads = ["rounds", *(fault.value for fault in Fault)]
+    first = max(len(row.raced) for row in rows)
+    lines = [f"{'raced':{first}}  " + "  ".join(heads)]
+    for row in rows:
+        counts = [row.rounds, *(row.faults[fault] for fault in Fault)]
+        cells = [f"{count:>{len(head)}}" for count, head in zip(counts, heads, strict=True)]
+        if is_coloured:
+            cells[1:] = [
+                f"\033[{31 if count else 32}m{cell}\033[0m"
+                for count, cell in zip(counts[1:], cells[1:], strict=True)
+            ]
+        lines.append(f"{row.raced:{first}}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.races", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10_000, help="of all stories together")
+    parser.add_argument("--json", action="store_true", help="print no table but its figures")
+    options = parser.parse_args(arguments)
+    uri = os.environ.get("MONGODB_URI")
+    with ExitStack() as stack:
+        if not uri:
+            folder = stack.enter_context(TemporaryDirectory())
+            uri = stack.enter_context(EmbeddedServer(folder)).uri
+        rows = run(uri, options.rounds, is_watched=sys.stderr.isatty())
+    if options.json:
+        figures = [
+            {"raced": row.raced, "rounds": row.rounds, "seconds": round(row.seconds, 2)}
+            | {fault.value: row.faults[fault] for fault in Fault}
+            for row in rows
+        ]
+        print(json.dumps(figures, indent=2))
+    else:
+        print(table(rows, is_coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+        seconds = sum(row.seconds for row in rows)
+        print(f"{sum(row.rounds for row in rows)} rounds in {seconds:.0f} s")
+    return 1 if any(row.faults.total() for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,7 +48,9 @@ class OpenRequest:
         self._is_closed = False
         self._started: list[tuple[str, list[tuple[str, str]]]] = []
         environ = environ_of(**({"HTTP_COOKIE": cookie} if cookie else {}))
-        self._body: Any = validator(middleware(conforming(self._app)))(environ, self._start_response)
+        self._body: Any = validator(middleware(conforming(self._app)))(
+            environ, self._start_response
+        )
         self._items = iter(self._body)
 
     def commit(self) -> Response:
@@ -262,8 +264,7 @@ def test_every_str_is_a_key_that_survives_overlap(visit: Visit, order: tuple[int
     ]
     halves = strange[::2], strange[1::2]
     requests = [
-        visit.request(lambda s, half=half: s.update({key: key for key in half}))
-        for half in halves
+        visit.request(lambda s, half=half: s.update({key: key for key in half})) for half in halves
     ]
     _commit(*[requests[place] for place in order])
     assert visit.data() == BEFORE | {key: key for key in strange}
@@ -298,7 +299,7 @@ def test_putting_back_what_was_read_undoes_no_write(visit: Visit) -> None:
 ENDINGS: dict[str, Callable[[Visit, Clock, Collection[Any]], Any]] = {
     "logout": lambda visit, clock, stored: _commit(visit.request(lambda s: s.destroy())),
     "logout having read": lambda visit, clock, stored: _commit(
-        visit.request(lambda s: s.destroy(), reading=True)
+        visit.request(lambda s: (s.copy(), s.destroy()))
     ),
     "regeneration": lambda visit, clock, stored: _commit(visit.request(lambda s: s.regenerate())),
     "login": lambda visit, clock, stored: _commit(visit.request(lambda s: s.login("alice"))),
@@ -317,7 +318,7 @@ USES: dict[str, Use] = {
     "reads": lambda session: session.copy(),
     "sets": lambda session: session.update(late=1),
     "changes a list": lambda session: session["cart"].append("late"),
-    "deletes": lambda session: session.pop("count"),
+    "deletes": lambda session: session.pop("count", None),
     "clears": lambda session: session.clear(),
     "regenerates": lambda session: session.regenerate(),
     "sets and regenerates": lambda session: (session.update(late=1), session.regenerate()),
@@ -486,10 +487,11 @@ def test_a_blind_change_of_what_was_regenerated_away_is_dropped(
 ) -> None:
     request = visit.request(use)
     ENDINGS[end](visit, clock, stored)
-    before = list(stored.find(sort=["_id"]))
+    without_note = {"ended": False}
+    before = list(stored.find({}, without_note, sort=["_id"]))
     assert _unchanged(request.commit())
     request.close()
-    assert list(stored.find(sort=["_id"])) == before
+    assert list(stored.find({}, without_note, sort=["_id"])) == before
     assert visit.all_live() == [BEFORE]
 
 
@@ -499,7 +501,18 @@ def test_a_blind_change_of_what_was_regenerated_away_is_dropped(
 def test_a_mark_without_data_stands_for_a_token_that_was_regenerated_away(
     visit: Visit, clock: Clock
 ) -> None:
-    _commit(visit.request(lambda session: session.regenerate()))
+    (response,) = _commit(visit.request(lambda session: session.regenerate()))
+    assert visit.document() == {
+        "_id": visit.id,
+        "v": 1,
+        "owner": None,
+        "successor": id_of(response.token or ""),
+        "expires_at": clock.now + timedelta(seconds=60),
+    }
+
+
+def test_the_mark_of_a_login_says_nothing_of_who_logged_in(visit: Visit, clock: Clock) -> None:
+    _commit(visit.request(lambda session: session.login("alice")))
     assert visit.document() == {
         "_id": visit.id,
         "v": 1,
@@ -642,6 +655,102 @@ def test_of_logout_and_login_at_once_the_first_to_commit_wins(
     else:
         assert won.token
         assert visit.all_live() == [BEFORE]
+
+
+# Revoked between the two commands of a regeneration.
+
+
+class _PausingStore(MongoStore):
+    """Does something else, once, where a session is about to be inserted."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def _insert(self, *args: Any) -> Any:
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        return super()._insert(*args)
+
+
+@pytest.fixture
+def alice(visit: Visit, settings: dict[str, Any], clock: Clock) -> Iterator[Visit]:
+    """A visit of Alice, who has logged in, and whose requests pause at an insert."""
+    (response,) = _commit(visit.request(lambda session: session.login("alice")))
+    store = _PausingStore(settings, clock=clock)
+    store.ensure_indexes()
+    alice = Visit(settings, store, visit._stored, response.token or "")
+    yield alice
+    alice.close()
+    store.close()
+
+
+REVOCATIONS: dict[str, Callable[[Visit], int]] = {
+    "revoke": lambda visit: visit.store.revoke(visit.id),
+    "revoke all": lambda visit: visit.store.revoke_all("alice"),
+}
+each_revocation = pytest.mark.parametrize("revocation", REVOCATIONS)
+
+
+@each_revocation
+@reading_or_not
+def test_a_session_that_is_revoked_while_it_regenerates_ends(
+    alice: Visit, revocation: str, reading: bool
+) -> None:
+    alice.store.meanwhile = lambda: REVOCATIONS[revocation](alice)
+    request = alice.request(lambda session: session.regenerate(), reading=reading)
+    assert _unchanged(request.commit())
+    assert alice.all_live() == []
+
+
+@each_revocation
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_session_that_was_regenerated_is_revoked_by_the_id_that_it_had(
+    alice: Visit, revocation: str, times: int
+) -> None:
+    token = alice.token
+    for _ in range(times):
+        (response,) = _commit(alice.request(lambda session: session.regenerate()))
+        alice.token = response.token or ""
+    alice.token = token
+    assert REVOCATIONS[revocation](alice) == 1
+    assert alice.all_live() == []
+    assert REVOCATIONS[revocation](alice) == 0
+
+
+def test_the_session_that_is_kept_may_regenerate_meanwhile(alice: Visit) -> None:
+    kept: list[int] = []
+    alice.store.meanwhile = lambda: kept.append(alice.store.revoke_all("alice", keep=alice.id))
+    (response,) = _commit(alice.request(lambda session: session.regenerate()))
+    assert kept == [0]
+    assert alice.store.revoke_all("alice", keep=id_of(response.token or "")) == 0
+    assert alice.all_live() == [BEFORE]
+
+
+@each_revocation
+def test_a_login_while_its_old_session_is_revoked_stands(alice: Visit, revocation: str) -> None:
+    alice.store.meanwhile = lambda: REVOCATIONS[revocation](alice)
+    (response,) = _commit(alice.request(lambda session: session.login("alice")))
+    assert alice.data(response.token) == BEFORE
+
+
+@pytest.mark.parametrize("end", ["logout", *REVOCATIONS])
+def test_a_session_that_ended_while_its_regeneration_failed_is_not_put_back(
+    alice: Visit, end: str
+) -> None:
+    def meanwhile() -> None:
+        if end == "logout":
+            _commit(alice.request(lambda session: session.destroy()))
+        else:
+            REVOCATIONS[end](alice)
+
+    alice.store.meanwhile = meanwhile
+    other = alice.request(lambda session: session.update(other="x" * 9_000_000))
+    request = alice.request(
+        lambda session: (session.update(large="x" * 9_000_000), session.regenerate())
+    )
+    _commit(other)
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        request.commit()
+    assert alice.all_live() == []
 
 
 # A regeneration that stops between its two commands.

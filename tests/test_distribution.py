@@ -1,0 +1,56 @@
+"""What a user installs: the wheel, with pymongo and werkzeug and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("setup.cfg", "setup.py", "README.md", "LICENSE", "mongosession_wsgi")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel, made of a copy of the source."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, source / part)
+    run(sys.executable, "-m", "build", "--outdir", built, source, cwd=source)
+    return built
+
+
+def test_the_wheel_installs_alone_and_imports(built: Path, tmp_path: Path) -> None:
+    wheel = next(built.glob("*.whl"))
+    venv.create(tmp_path / "clean", with_pip=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    listed = run(python, "-m", "pip", "list", "--format", "freeze", cwd=tmp_path)
+    names = {line.partition("==")[0].lower() for line in listed.splitlines()}
+    expected = {"mongosession-wsgi", "pymongo", "dnspython", "werkzeug", "markupsafe"}
+    assert {name.replace("_", "-") for name in names} - {"pip", "setuptools"} == expected
+    program = "import mongosession_wsgi as m; print(m.SessionMiddleware.__name__, m.__version__)"
+    printed = run(python, "-W", "error", "-c", program, cwd=tmp_path)
+    assert printed.startswith("SessionMiddleware ")
+
+
+def test_the_distributions_hold_the_types_and_the_licence(built: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert "mongosession_wsgi/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "examples"))]
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        assert {"LICENSE", "README.md"} <= {Path(name).name for name in sdist.getnames()}
