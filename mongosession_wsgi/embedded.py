@@ -87,7 +87,7 @@ class EmbeddedServer:
         """End the server and wait until it is gone; its data stays."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
-            watcher.terminate()
+            watcher.terminate()  # Nothing, in a fork of the owner: Popen sees no child of its own.
             watcher.wait()
 
     def kill(self) -> None:

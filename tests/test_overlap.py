@@ -6,10 +6,20 @@ what a request does to its session happens at the commit, so that this shows eve
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
@@ -27,7 +37,9 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.document import id_of
 
+from . import races
 from .conftest import Clock
+from .races import LONGEST_WAIT, answer_of, asked, two_processes
 from .wsgi import KEY, Response, conforming, environ_of
 
 Use = Callable[[Session], Any]
@@ -44,6 +56,8 @@ class OpenRequest:
 
     def __init__(self, middleware: Callable[..., SessionMiddleware], cookie: str) -> None:
         self.session: Session
+        self.on_header: Callable[[], object] = lambda: None
+        """What happens elsewhere at the moment at which the server gets the headers."""
         self._status = "200 OK"
         self._is_closed = False
         self._started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -87,6 +101,7 @@ class OpenRequest:
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         self._started.append((status, headers))
+        self.on_header()
         return lambda data: None
 
 
@@ -1014,3 +1029,353 @@ def test_a_failed_logout_wins_all_the_same(visit: Visit) -> None:
     assert visit.request(lambda session: session.destroy()).fail().token == ""
     assert _unchanged(slow.commit())
     assert visit.all_live() == []
+
+
+# Threads of one process.
+
+
+def _commit_at_once(*requests: OpenRequest) -> list[Response]:
+    gate = threading.Barrier(len(requests))
+
+    def commit(request: OpenRequest) -> Response:
+        gate.wait(LONGEST_WAIT)
+        return request.commit()
+
+    with ThreadPoolExecutor(len(requests)) as threads:
+        return list(threads.map(commit, requests))
+
+
+@reading_or_not
+def test_changes_of_eight_threads_all_survive(visit: Visit, reading: bool) -> None:
+    keys = [f"key{number}" for number in range(8)]
+    requests = [
+        visit.request(lambda session, key=key: session.update({key: key}), reading=reading)
+        for key in keys
+    ]
+    assert all(_unchanged(response) for response in _commit_at_once(*requests))
+    assert visit.data() == BEFORE | {key: key for key in keys}
+
+
+@reading_or_not
+def test_of_eight_threads_that_log_in_one_wins(visit: Visit, reading: bool) -> None:
+    requests = [
+        visit.request(lambda session: session.login("alice"), reading=reading) for _ in range(8)
+    ]
+    tokens = [response.token for response in _commit_at_once(*requests) if response.token]
+    assert len(tokens) == 1
+    assert visit.all_live() == [BEFORE]
+    assert visit.data(tokens[0]) == BEFORE
+
+
+def test_a_logout_among_eight_threads_that_write_wins(visit: Visit) -> None:
+    writers = [visit.request(USES["sets"], reading=True) for _ in range(7)]
+    logout = visit.request(lambda session: session.destroy(), reading=True)
+    gone, *others = _commit_at_once(logout, *writers)
+    assert gone.token == ""
+    assert all(_unchanged(response) for response in others)
+    assert visit.all_live() == []
+
+
+# Two processes.
+
+
+@dataclass
+class Held:
+    """A request to another process, which waits there for what to do."""
+
+    connection: socket.socket
+    gate: socket.socket
+    process: int
+
+    def goes_on(self, steps: str = "") -> dict[str, Any]:
+        """Let the request do `steps` and answer."""
+        self.gate.sendall(f"{steps}\n".encode())
+        with self.gate, self.connection:
+            return answer_of(self.connection)
+
+
+@dataclass
+class Workers:
+    """Two processes of gunicorn, and a store of the same sessions."""
+
+    address: tuple[str, int]
+    store: MongoStore
+
+    def hold_two(self, token: str, steps: str) -> tuple[Held, Held]:
+        """Return requests that wait in different processes, having done `steps`."""
+        with socket.create_server(("127.0.0.1", 0)) as gates:
+            gates.settimeout(LONGEST_WAIT)
+            path = f"/?{steps}gate={gates.getsockname()[1]}"
+            held: dict[int, Held] = {}
+            spare = []
+            while len(held) < 2:
+                connection = asked(self.address, path, token)
+                gate, _ = gates.accept()
+                request = Held(connection, gate, int(gate.makefile().readline()))
+                spare.append(held.pop(request.process, None))
+                held[request.process] = request
+            for request in filter(None, spare):
+                request.goes_on()
+            first, second = held.values()
+            return first, second
+
+    def live(self) -> list[dict[str, Any]]:
+        return [info.data for info in self.store.sessions()]
+
+
+@pytest.fixture(scope="module")
+def gunicorn(mongodb_uri: str, client: MongoClient[Any]) -> Iterator[Workers]:
+    database = f"test_{secrets.token_hex(4)}"
+    store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": database})
+    with two_processes(mongodb_uri, database) as address:
+        yield Workers(address, store)
+    store.close()
+    client.drop_database(database)
+
+
+@pytest.fixture
+def workers(gunicorn: Workers) -> Iterator[Workers]:
+    yield gunicorn
+    for info in gunicorn.store.sessions():
+        gunicorn.store.revoke(info.id)
+
+
+@in_both_orders
+@pytest.mark.parametrize("steps", ["", "read&"], ids=["unread", "having read"])
+def test_changes_of_two_processes_all_survive(
+    workers: Workers, order: tuple[int, int], steps: str
+) -> None:
+    token = workers.store.create(BEFORE).token or ""
+    held = workers.hold_two(token, steps)
+    answers = [held[place].goes_on(f"set=key{place}:{place}") for place in order]
+    assert [answer["cookie"] for answer in answers] == [None, None]
+    assert answers[0]["process"] != answers[1]["process"]
+    assert workers.live() == [BEFORE | {"key0": "0", "key1": "1"}]
+
+
+@in_both_orders
+def test_a_logout_in_one_process_wins_over_a_write_in_another(
+    workers: Workers, order: tuple[int, int]
+) -> None:
+    token = workers.store.create(BEFORE).token or ""
+    held = workers.hold_two(token, "read&")
+    steps = ["destroy", "set=late:1"]
+    answers = {place: held[place].goes_on(steps[place]) for place in order}
+    assert "Max-Age=0" in answers[0]["cookie"]
+    assert answers[1]["status"] == 200
+    assert answers[1]["cookie"] is None
+    assert workers.live() == []
+
+
+@in_both_orders
+@pytest.mark.parametrize("steps", ["", "read&"], ids=["unread", "having read"])
+def test_of_logins_in_two_processes_the_first_to_commit_wins(
+    workers: Workers, order: tuple[int, int], steps: str
+) -> None:
+    token = workers.store.create(BEFORE).token or ""
+    held = workers.hold_two(token, steps)
+    won, lost = (held[place].goes_on(f"login=user{place}") for place in order)
+    assert won["cookie"]
+    assert (lost["status"], lost["cookie"]) == (200, None)
+    (info,) = workers.store.sessions()
+    assert (info.owner, info.data) == (f"user{order[0]}", BEFORE)
+
+
+@in_both_orders
+@pytest.mark.parametrize("steps", ["", "read&"], ids=["unread", "having read"])
+def test_a_write_in_one_process_counts_before_a_login_in_another_and_not_after(
+    workers: Workers, order: tuple[int, int], steps: str
+) -> None:
+    token = workers.store.create(BEFORE).token or ""
+    held = workers.hold_two(token, steps)
+    asked_for = ["set=mine:1", "login=alice"]
+    answers = {place: held[place].goes_on(asked_for[place]) for place in order}
+    assert answers[0]["cookie"] is None
+    assert answers[1]["cookie"]
+    assert workers.live() == [BEFORE | ({"mine": "1"} if order[0] == 0 else {})]
+    assert workers.store.retrieve(token) is None
+
+
+# What went wrong in other session stores.
+
+
+def test_the_seeds_logout_undone_by_a_slow_request(visit: Visit) -> None:
+    slow = visit.request(lambda session: session.update(page=1), reading=True)
+    _commit(visit.request(lambda session: session.destroy()))
+    _commit(slow)
+    assert visit.data() is None
+
+
+def test_the_seeds_updates_of_different_keys_lost(visit: Visit) -> None:
+    requests = [
+        visit.request(lambda session: session.update(a=1), reading=True),
+        visit.request(lambda session: session.update(b=2), reading=True),
+    ]
+    _commit(*requests)
+    assert visit.data() == BEFORE | {"a": 1, "b": 2}
+
+
+def test_the_seeds_old_data_back_under_the_old_id_after_destroy(visit: Visit) -> None:
+    (response,) = _commit(
+        visit.request(lambda session: (session.destroy(), session.update(a=1)), reading=True)
+    )
+    assert response.token not in (None, "", visit.token)
+    assert visit.data() is None
+    assert visit.data(response.token) == {"a": 1}
+
+
+def test_racks_deleted_session_that_an_overlapping_request_brings_back(visit: Visit) -> None:
+    """Rack CVE-2025-46336."""
+    overlapping = [visit.request(use, reading=True) for use in USES.values()]
+    visit.store.revoke(visit.id)
+    _commit(*overlapping)
+    assert visit.all_live() == []
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_the_deleted_session_that_a_touch_brings_back(
+    visit: Visit, clock: Clock, stored: Collection[Any], end: str
+) -> None:
+    """connect-mongo #471, express-session #632."""
+    touching = visit.request(reading=True)
+    clock.advance(minutes=10)
+    ENDINGS[end](visit, clock, stored)
+    before = list(stored.find(sort=["_id"]))
+    _commit(touching)
+    assert list(stored.find(sort=["_id"])) == before
+
+
+def test_connect_mongos_touch_that_fails_after_a_ttl_deletion(
+    visit: Visit, clock: Clock, stored: Collection[Any]
+) -> None:
+    """connect-mongo #459."""
+    touching = visit.request(reading=True)
+    clock.advance(minutes=10)
+    stored.delete_one({"_id": visit.id})
+    (response,) = _commit(touching)
+    assert _unchanged(response)
+
+
+def test_fibers_id_that_the_client_chose(visit: Visit, stored: Collection[Any]) -> None:
+    """Fiber CVE-2024-38513, with and without a look at the session."""
+    visit.token = "chosen-by-the-client-" + "x" * 22
+    requests = [visit.request(lambda session: session.update(a=1)), visit.request()]
+    requests[1].session.setdefault("a", 1)
+    tokens = {response.token for response in _commit(*requests)}
+    assert visit.token not in tokens
+    assert stored.find_one({"_id": id_of(visit.token)}) is None
+    assert visit.data() is None
+
+
+def test_beakers_old_session_that_lives_on_after_regeneration(visit: Visit) -> None:
+    _commit(visit.request(lambda session: session.regenerate(), reading=True))
+    assert visit.data() is None
+
+
+@in_both_orders
+def test_connect_rediss_deep_merge_of_overlapping_sessions(
+    visit: Visit, order: tuple[int, int]
+) -> None:
+    """connect-redis 6.1.0: a nested key that one request removed was back."""
+    _commit(visit.request(lambda session: session.update(form={"a": 1, "b": 2})))
+    requests = [
+        visit.request(lambda session: session["form"].pop("a")),
+        visit.request(lambda session: session["form"].update(c=3)),
+    ]
+    _commit(*[requests[place] for place in order])
+    forms = [{"b": 2}, {"a": 1, "b": 2, "c": 3}]
+    assert visit.data() == BEFORE | {"form": forms[order[1]]}
+
+
+def test_scss_deadline_that_regenerating_resets(visit: Visit, clock: Clock) -> None:
+    born = clock.now
+    for _ in range(3):
+        clock.advance(days=9)
+        (response,) = _commit(visit.request(lambda session: session.regenerate()))
+        assert response.token
+        visit.token = response.token
+    (info,) = visit.store.sessions()
+    assert info.created_at == born
+    assert info.expires_at == born + timedelta(days=30)
+
+
+def test_springs_last_access_that_a_late_request_moves_back(
+    visit: Visit, clock: Clock, behind: MongoStore
+) -> None:
+    """spring-session #1280."""
+    late = visit.request(lambda session: session.update(late=1), reading=True, store=behind)
+    clock.advance(minutes=10)
+    _commit(visit.request(reading=True), late)
+    assert visit.document()["seen_at"] == clock.now
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_springs_simultaneous_logins_that_pass_the_limit(
+    visit: Visit, order: tuple[int, ...]
+) -> None:
+    logins = [visit.request(lambda session: session.login("alice")) for _ in range(4)]
+    tokens = [response.token for response in _commit(*[logins[place] for place in order])]
+    assert [bool(token) for token in tokens] == [True, False, False, False]
+    assert len(list(visit.store.sessions("alice"))) == 1
+
+
+@reading_or_not
+def test_express_sessions_redirect_that_is_answered_before_the_save(
+    visit: Visit, reading: bool
+) -> None:
+    """express-session: whoever follows a redirect at its first header finds what was written."""
+    found = []
+    request = visit.request(lambda session: session.update(form="sent"), reading=reading)
+    request.on_header = lambda: found.append(visit.data())
+    request.commit()
+    assert found == [BEFORE | {"form": "sent"}]
+
+
+@pytest.mark.parametrize("use", REGENERATIONS)
+def test_a_redirect_after_a_login_finds_the_new_session(visit: Visit, use: Use) -> None:
+    found = []
+    request = visit.request(use)
+    request.on_header = lambda: found.append((visit.data(), visit.all_live()))
+    request.commit()
+    assert found == [(None, [BEFORE])]
+
+
+# Races, which nobody holds.
+
+
+def _race(uri: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.races", *options],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"MONGODB_URI": uri},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_hundred_rounds_of_races_lose_and_revive_nothing(mongodb_uri: str) -> None:
+    raced = _race(mongodb_uri, "--rounds", "200")
+    print(raced.stdout)
+    assert raced.returncode == 0, raced.stdout + raced.stderr
+    assert raced.stderr == ""
+    assert "\033" not in raced.stdout
+    head, *rows, summary = raced.stdout.splitlines()
+    assert len(rows) == len(races.STORIES)
+    assert {len(row) for row in rows} == {len(head)}
+    assert all(row.endswith("0         0") for row in rows)
+    assert summary.startswith("200 rounds in ")
+
+
+def test_races_that_find_a_fault_end_with_one(
+    mongodb_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def a_story_that_goes_wrong(track: races.Track) -> Iterator[races.Fault]:
+        yield races.Fault.REVIVED
+
+    monkeypatch.setattr(races, "STORIES", [a_story_that_goes_wrong])
+    monkeypatch.setenv("MONGODB_URI", mongodb_uri)
+    assert races.main(["--rounds", "3", "--json"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["raced"], row["rounds"], row["revived"]) == ("a story that goes wrong", 3, 3)

@@ -1,0 +1,84 @@
+"""The README says what is true: its code runs, its table is the code's, its transcript is real."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mongosession_wsgi import MongoStore, SessionMiddleware
+from mongosession_wsgi.settings import Settings
+
+from .wsgi import Browser, Response
+
+README = Path(__file__).parent.parent / "README.md"
+MADE_UP = '{"mongodb_session_db": "myapp"}'
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def app(settings: dict[str, Any]) -> SessionMiddleware:
+    """The whole application of the README, on the server of the tests."""
+    (source,) = (block for block in blocks("python") if "app = " in block)
+    assert len(source.splitlines()) <= 15
+    namespace: dict[str, Any] = {}
+    exec(source.replace(MADE_UP, repr(settings)), namespace)
+    return namespace["app"]
+
+
+def test_the_other_code_runs(settings: dict[str, Any], store: MongoStore) -> None:
+    session = store.create()
+    names = {"environ": {"mongosession": session}, "session": session, "MongoStore": MongoStore}
+    for block in blocks("python"):
+        if "app = " not in block:
+            exec(block.replace(MADE_UP, repr(settings)), names)
+
+
+def test_the_transcript_is_what_comes_back(app: SessionMiddleware) -> None:
+    (transcript,) = (block for block in blocks("console") if "curl -i" in block)
+    browser = Browser(app)
+    for told in re.split(r"^\$ curl .*\n", transcript, flags=re.MULTILINE)[1:]:
+        assert masked(told) == masked(as_text(browser.get()))
+
+
+def as_text(response: Response) -> str:
+    headers = "".join(f"{name}: {value}\n" for name, value in response.headers)
+    return f"HTTP/1.1 {response.status}\n{headers}\n{response.body.decode()}"
+
+
+def masked(text: str) -> str:
+    return re.sub(r"(mongosession=)[\w-]{43}", r"\1TOKEN", text)
+
+
+def settings_table() -> str:
+    """Return the table of the settings, as the code has it."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for field in fields(Settings):
+        if field.metadata:
+            default = f"`{shown(field.default)}`" if field.default is not None else "–"
+            rows.append(f"| `{field.metadata['key']}` | {default} | {field.metadata['doc']} |")
+    return "\n".join(rows)
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, timedelta):
+        return f"{default.days} days"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    written = re.search(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", README.read_text(), re.S)
+    assert written is not None
+    assert written[1] == settings_table()
+
+
+def test_the_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text()):
+        assert (README.parent / target).exists(), target
