@@ -1,0 +1,213 @@
+"""Serve the Bottle shop on a MongoDB-compatible server of its own, and show what sessions do.
+
+`make demo` keeps serving until Ctrl-C. `make demo ONCE=1` ends after the transcript, and fails if
+any line of it is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from browser import Browser, Page
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from mongosession_wsgi.embedded import EmbeddedServer, EmbeddedServerError
+
+EXAMPLES = Path(__file__).parent
+DATA = EXAMPLES.parent / ".demo"
+COLOURED = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+signals: list[int] = []
+"""The signals that came. They are looked at between two steps, so that none is left half done."""
+
+NOTHING = Page(visits=1, owner=None, cart={})[:3]
+TEAS = {"Oolong": 2, "Earl Grey": 1}
+
+
+class Line(NamedTuple):
+    """A line of the transcript: who does what, what that is to show, and whether it does."""
+
+    who: str
+    does: str
+    shows: str
+    holds: bool
+
+
+def transcript(url: str, mongodb_uri: str) -> Iterator[Line]:
+    """Use the shop as its visitors do, and check what comes of it."""
+    alice, bob = Browser(url), Browser(url)
+    yield from visits(alice)
+    yield from fills_her_cart(alice)
+    old, anonymous = Browser(url, alice.cookies), alice.token
+    yield from logs_in(alice, old)
+    yield from is_separate(alice, bob)
+    replay, ended = Browser(url, alice.cookies), alice.token
+    yield from logs_out(alice, replay)
+    live = [alice.token, bob.token, replay.token]
+    yield from is_stored(mongodb_uri, live, [anonymous, ended])
+
+
+def visits(alice: Browser) -> Iterator[Line]:
+    page = alice.get()
+    yield Line("Alice", "GET /", "the first visit is counted", page.visits == 1)
+    yield Line("", "", "she gets a token of 43 characters", len(alice.token) == 43)
+    cookie = alice.cookie
+    hidden = cookie is not None and cookie.has_nonstandard_attr("HttpOnly")
+    lax = cookie is not None and cookie.get_nonstandard_attr("SameSite") == "Lax"
+    yield Line("", "", "in a cookie that is HttpOnly and SameSite=Lax", hidden and lax)
+    page = alice.get()
+    yield Line("Alice", "GET /", "the second visit is counted", page.visits == 2)
+    yield Line("", "", "without another cookie", not page.sets_cookie)
+
+
+def fills_her_cart(alice: Browser) -> Iterator[Line]:
+    page = alice.post("/cart", item="Oolong")
+    yield Line("Alice", "POST /cart", "the cart holds 1 Oolong", page.cart == {"Oolong": 1})
+    alice.post("/cart", item="Earl Grey")
+    page = alice.post("/cart", item="Oolong")
+    yield Line("Alice", "POST /cart, twice", "2 Oolong, 1 Earl Grey", page.cart == TEAS)
+
+
+def logs_in(alice: Browser, old: Browser) -> Iterator[Line]:
+    page = alice.post("/login", name="Alice")
+    yield Line("Alice", "POST /login", "she is logged in", page.owner == "Alice")
+    yield Line("", "", "under a new token", alice.token not in ("", old.token))
+    yield Line("", "", "with her cart", page.cart == TEAS)
+    page = old.get()
+    yield Line("a thief", "GET / by her old token", "finds nothing", page[:3] == NOTHING)
+    yield Line("", "", "and gets no cookie", not page.sets_cookie)
+
+
+def is_separate(alice: Browser, bob: Browser) -> Iterator[Line]:
+    page = bob.get()
+    yield Line("Bob", "GET /, his own browser", "finds nothing of hers", page[:3] == NOTHING)
+    page = bob.post("/login", name="Bob")
+    yield Line("Bob", "POST /login", "he is logged in", page.owner == "Bob")
+    page = alice.get()
+    yield Line("Alice", "GET /", "is still Alice, with her cart", page[1:3] == ("Alice", TEAS))
+
+
+def logs_out(alice: Browser, replay: Browser) -> Iterator[Line]:
+    ended, page = alice.token, alice.post("/logout")
+    yield Line("Alice", "POST /logout", "she is nobody, with no cart", page[:3] == NOTHING)
+    page = replay.get()
+    yield Line("a thief", "GET / by her last token", "finds nothing", page[:3] == NOTHING)
+    yield Line("", "", "and starts under another token", replay.token not in ("", ended))
+
+
+def is_stored(mongodb_uri: str, live: list[str], ended: list[str]) -> Iterator[Line]:
+    with MongoClient[dict[str, Any]](mongodb_uri) as client:
+        dump = repr(list(client["mongosession_shop"]["sessions"].find()))
+    tokens = live + ended
+    secret = not any(token in dump for token in tokens)
+    yield Line("MongoDB", "was told by the shop", f"none of the {len(tokens)} tokens", secret)
+    found = all(sha256_of(token) in dump for token in live)
+    yield Line("", "", f"the SHA-256 of the {len(live)} that are live", found)
+    yield Line("", "", "but not of Alice's, who logged out", sha256_of(ended[-1]) not in dump)
+
+
+def sha256_of(token: str) -> str:
+    return urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("=")
+
+
+def tell(lines: Iterator[Line]) -> bool:
+    """Print the lines as they come; return whether all of them hold."""
+    verdicts = []
+    try:
+        for who, does, shows, holds in lines:
+            mark = painted("✓", 32) if holds else painted("✗", 31)
+            print(f"  {who:<8} {painted(f'{does:<24}', 2)} {mark} {shows}", flush=True)
+            verdicts.append(holds)
+            check_signals()
+    except (OSError, PyMongoError) as error:
+        check_signals()
+        print(f"  {painted('✗', 31)} {error}", flush=True)
+        verdicts.append(False)
+    print(f"\n{sum(verdicts)} of {len(verdicts)} lines are right.\n", flush=True)
+    return all(verdicts)
+
+
+def painted(text: str, colour: int) -> str:
+    return f"\033[{colour}m{text}\033[0m" if COLOURED else text
+
+
+def check_signals() -> None:
+    """End the demo if a signal came; what failed just before, failed because of it."""
+    if signals:
+        sys.exit(128 + signals[0])
+
+
+def listen() -> socket.socket:
+    """Return a socket on port 8000, or the next one that is free."""
+    for port in range(8000, 9000):
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    sys.exit("Every port from 8000 to 8999 is taken.")
+
+
+@contextmanager
+def gunicorn(mongodb_uri: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Serve the Bottle shop, with the two workers of gunicorn.conf.py; yield its address too."""
+    options = ["--log-level", "warning", "--graceful-timeout", "2"]
+    with listen() as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
+        shop = subprocess.Popen(
+            [*command, *options, "bottle_shop:app"],
+            cwd=EXAMPLES,
+            env=os.environ | {"MONGODB_URI": mongodb_uri},
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # A Ctrl-C is for this process, which ends the other in order.
+        )
+    try:
+        yield shop, address
+    finally:
+        shop.terminate()
+        shop.wait()
+
+
+def demonstrate(once: bool) -> None:
+    """Start both servers, tell the transcript, and serve until a signal comes."""
+    print("Starting a MongoDB-compatible server, its data in .demo/ ...", flush=True)
+    with EmbeddedServer(DATA) as server:
+        check_signals()
+        print("Starting gunicorn with 2 workers ...\n", flush=True)
+        with gunicorn(server.uri) as (shop, address):
+            right = tell(transcript(address, server.uri))
+            if not once:
+                print(f"The shop is open at {painted(address, 36)} until Ctrl-C.", flush=True)
+                while not signals and shop.poll() is None:
+                    time.sleep(0.1)
+                right = right and shop.poll() is None
+                print("\nClosing the shop ...", flush=True)
+    sys.exit(not right)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--once", action="store_true", help="end after the transcript")
+    once = parser.parse_args().once
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: signals.append(number))
+    try:
+        demonstrate(once)
+    except EmbeddedServerError as error:
+        check_signals()
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

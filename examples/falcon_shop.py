@@ -1,0 +1,54 @@
+"""A small shop in Falcon. Run it in this folder: gunicorn falcon_shop:app"""
+
+import falcon
+from page import PRODUCTS, page
+from settings import SETTINGS
+
+from mongosession_wsgi import SessionMiddleware
+
+
+class Front:
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        session = req.env["mongosession"]
+        session["visits"] = session.get("visits", 0) + 1
+        resp.content_type = falcon.MEDIA_HTML
+        resp.text = page(session)
+
+
+class Cart:
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        item = req.get_media().get("item")
+        if item not in PRODUCTS:
+            raise falcon.HTTPBadRequest(description="We have no such tea.")
+        cart = req.env["mongosession"].setdefault("cart", [])
+        for line in cart:
+            if line["item"] == item:
+                line["count"] += 1
+                break
+        else:
+            cart.append({"item": item, "count": 1})
+        raise falcon.HTTPSeeOther("/")
+
+
+class Login:
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        name = req.get_media().get("name", "").strip()
+        if not name:
+            raise falcon.HTTPBadRequest(description="Tell us your name.")
+        req.env["mongosession"].login(name)
+        raise falcon.HTTPSeeOther("/")
+
+
+class Logout:
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        req.env["mongosession"].destroy()
+        raise falcon.HTTPSeeOther("/")
+
+
+shop = falcon.App()
+shop.add_route("/", Front())
+shop.add_route("/cart", Cart())
+shop.add_route("/login", Login())
+shop.add_route("/logout", Logout())
+
+app = SessionMiddleware(shop, SETTINGS)

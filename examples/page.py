@@ -1,0 +1,89 @@
+"""The page that every shop shows, and what is sold there."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+from settings import SETTINGS
+
+from mongosession_wsgi import Session
+
+
+class Product(NamedTuple):
+    price: int
+    colour: str
+    taste: str
+
+
+PRODUCTS = {
+    "Sencha": Product(9, "#a9bd4f", "grassy and fresh"),
+    "Darjeeling": Product(12, "#e0a63a", "flowery, the first flush"),
+    "Oolong": Product(14, "#c9762b", "roasted, with a long finish"),
+    "Earl Grey": Product(8, "#9c4a1a", "black, with bergamot"),
+    "Assam": Product(7, "#6f2a10", "malty and strong"),
+    "Rooibos": Product(6, "#b5331c", "sweet, without caffeine"),
+}
+
+PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+
+PRODUCT = Template("""
+        <li>
+          <span class="cup" style="--tea: $colour"></span>
+          <h3>$name</h3>
+          <p>$taste</p>
+          <button name="item" value="$name">Add<span class="unseen"> $name</span>, €$price</button>
+        </li>""")
+
+CART = Template("""
+        <ul class="lines">$lines
+        </ul>
+        <p class="total"><span>Total</span> <span>€$total</span></p>""")
+
+LINE = Template("""
+          <li data-item="$item" data-count="$count">
+            <span>$count × $item</span> <span>€$price</span>
+          </li>""")
+
+EMPTY = """
+        <p>Nothing in it yet.</p>"""
+
+SIGNED_IN = Template("""
+        <p>Logged in as <strong id="owner">$owner</strong></p>
+        <form method="post" action="/logout"><button>Log out</button></form>""")
+
+SIGN_IN = """
+        <form method="post" action="/login">
+          <label for="name">Your name</label>
+          <input id="name" name="name" required maxlength="60" autocomplete="username">
+          <button>Log in</button>
+        </form>
+        <p>Any name will do. The cart comes along.</p>"""
+
+
+def page(session: Session) -> str:
+    """Return the shop's page, as the owner of `session` is to see it."""
+    return _fill(
+        PAGE,
+        {"title": SETTINGS["title"], "visits": session["visits"]},
+        products="".join(_fill(PRODUCT, {"name": k} | v._asdict()) for k, v in PRODUCTS.items()),
+        cart=_cart(session.get("cart", [])),
+        account=SIGN_IN if session.owner is None else _fill(SIGNED_IN, {"owner": session.owner}),
+    )
+
+
+def _cart(lines: Sequence[Mapping[str, Any]]) -> str:
+    if not lines:
+        return EMPTY
+    rows, total = "", 0
+    for line in lines:
+        price = line["count"] * PRODUCTS[line["item"]].price
+        rows += _fill(LINE, {**line, "price": price})
+        total += price
+    return _fill(CART, {"total": total}, lines=rows)
+
+
+def _fill(template: Template, texts: Mapping[str, object], **html: str) -> str:
+    """Fill in `texts`, escaped, and `html`, which is HTML already."""
+    return template.substitute({name: escape(str(text)) for name, text in texts.items()}, **html)

@@ -1,0 +1,54 @@
+"""A small shop in plain WSGI. Run it in this folder: gunicorn plain_shop:app"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from page import PRODUCTS, page
+from settings import SETTINGS
+
+from mongosession_wsgi import Session, SessionMiddleware
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    session = environ["mongosession"]
+    match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
+        case "GET", "/":
+            session["visits"] = session.get("visits", 0) + 1
+            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+            return [page(session).encode()]
+        case "POST", "/cart" if (item := field(environ, "item")) in PRODUCTS:
+            add(session, item)
+        case "POST", "/login" if name := field(environ, "name"):
+            session.login(name)
+        case "POST", "/logout":
+            session.destroy()
+        case "POST", "/cart" | "/login":
+            start_response("400 Bad Request", [("Content-Type", "text/plain")])
+            return [b"We sell no such tea, or you gave no name.\n"]
+        case _:
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"There is nothing here.\n"]
+    start_response("303 See Other", [("Location", "/")])
+    return []
+
+
+def field(environ: WSGIEnvironment, name: str) -> str:
+    form: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    return parse_qs(form.decode(errors="replace")).get(name, [""])[0].strip()
+
+
+def add(session: Session, item: str) -> None:
+    cart = session.setdefault("cart", [])
+    for line in cart:
+        if line["item"] == item:
+            line["count"] += 1
+            return
+    cart.append({"item": item, "count": 1})
+
+
+app = SessionMiddleware(shop, SETTINGS)

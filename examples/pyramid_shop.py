@@ -1,0 +1,56 @@
+"""A small shop in Pyramid. Run it in this folder: gunicorn pyramid_shop:app"""
+
+from page import PRODUCTS, page
+from pyramid.config import Configurator
+from pyramid.httpexceptions import HTTPBadRequest, HTTPSeeOther
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.view import view_config
+from settings import SETTINGS
+
+from mongosession_wsgi import SessionMiddleware
+
+
+@view_config(route_name="index", request_method="GET")
+def index(request: Request) -> Response:
+    session = request.environ["mongosession"]
+    session["visits"] = session.get("visits", 0) + 1
+    return Response(page(session))
+
+
+@view_config(route_name="cart", request_method="POST")
+def add(request: Request) -> Response:
+    item = request.POST.get("item")
+    if item not in PRODUCTS:
+        raise HTTPBadRequest("We have no such tea.")
+    cart = request.environ["mongosession"].setdefault("cart", [])
+    for line in cart:
+        if line["item"] == item:
+            line["count"] += 1
+            break
+    else:
+        cart.append({"item": item, "count": 1})
+    return HTTPSeeOther(request.route_path("index"))
+
+
+@view_config(route_name="login", request_method="POST")
+def login(request: Request) -> Response:
+    name = request.POST.get("name", "").strip()
+    if not name:
+        raise HTTPBadRequest("Tell us your name.")
+    request.environ["mongosession"].login(name)
+    return HTTPSeeOther(request.route_path("index"))
+
+
+@view_config(route_name="logout", request_method="POST")
+def logout(request: Request) -> Response:
+    request.environ["mongosession"].destroy()
+    return HTTPSeeOther(request.route_path("index"))
+
+
+with Configurator(settings=SETTINGS) as config:
+    for name, path in ("index", "/"), ("cart", "/cart"), ("login", "/login"), ("logout", "/logout"):
+        config.add_route(name, path)
+    config.scan()
+
+app = SessionMiddleware(config.make_wsgi_app(), SETTINGS)
