@@ -1,0 +1,111 @@
+"""The shop in a real browser: what a person does, and what the browser makes of the cookie."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.ui import WebDriverWait
+
+from .test_examples import EXAMPLES, address_in, environment
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"
+)
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def url(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the Bottle shop, under gunicorn."""
+    log = tmp_path_factory.mktemp("shop") / "log"
+    with log.open("wb") as output:
+        shop = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "bottle_shop:app"],
+            cwd=EXAMPLES,
+            env=environment(MONGODB_URI=mongodb_uri),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield address_in(log, shop)
+    finally:
+        shop.terminate()
+        shop.wait()
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for argument in [*ARGUMENTS, f"--user-data-dir={tmp_path}"]:
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+def text(browser: webdriver.Chrome, selector: str) -> str:
+    return browser.find_element(By.CSS_SELECTOR, selector).text
+
+
+def cart(browser: webdriver.Chrome) -> dict[str, str]:
+    lines = browser.find_elements(By.CSS_SELECTOR, "[data-item]")
+    return {
+        line.get_attribute("data-item") or "": line.get_attribute("data-count") or ""
+        for line in lines
+    }
+
+
+def visits(browser: webdriver.Chrome) -> int:
+    return int(text(browser, "#visits"))
+
+
+def submit(browser: webdriver.Chrome, selector: str) -> None:
+    """Press a button by the keyboard, and wait for the page that it leads to."""
+    page = browser.find_element(By.TAG_NAME, "html")
+    browser.find_element(By.CSS_SELECTOR, selector).send_keys(Keys.ENTER)
+    WebDriverWait(browser, 20).until(staleness_of(page))
+
+
+def test_a_person_shops_logs_in_and_logs_out(chromium: webdriver.Chrome, url: str) -> None:
+    chromium.get(url)
+    assert visits(chromium) == 1
+    anonymous = chromium.get_cookie("mongosession") or {}
+    assert (anonymous["httpOnly"], anonymous["sameSite"]) == (True, "Lax")
+    assert chromium.execute_script("return document.cookie") == ""
+    for tea in ("Oolong", "Assam", "Oolong"):
+        submit(chromium, f"button[value='{tea}']")
+    assert cart(chromium) == {"Oolong": "2", "Assam": "1"}
+
+    chromium.find_element(By.ID, "name").send_keys("Alice")
+    submit(chromium, "form[action='/login'] button")
+    assert text(chromium, "#owner") == "Alice"
+    assert cart(chromium) == {"Oolong": "2", "Assam": "1"}
+    mine = chromium.get_cookie("mongosession") or {}
+    assert mine["value"] != anonymous["value"]
+
+    submit(chromium, "form[action='/logout'] button")
+    assert (visits(chromium), cart(chromium)) == (1, {})
+    chromium.add_cookie(mine)
+    chromium.get(url)
+    assert cart(chromium) == {}
+    assert not chromium.find_elements(By.ID, "owner")
