@@ -323,9 +323,9 @@ class Session(MutableMapping[str, Any]):
         return self._record
 
     def _owner_so_far(self) -> str | None:
-        if self._login is None and self._record is not None:
-            return self._record.owner
-        return self._login
+        if self._login is not None or self._record is None or self._state is State.DESTROYED:
+            return self._login
+        return self._record.owner
 
     def _take_print(self, key: str, value: Any) -> None:
         if value is self._base.get(key):

@@ -9,6 +9,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote_plus
 
 from pymongo.common import VALIDATORS, validate_boolean_or_string
 from pymongo.errors import PyMongoError
@@ -28,6 +29,9 @@ The driver's own defaults wait 30 seconds for a server, and for ever on one that
 
 LONGEST_COOKIE = timedelta(days=400)
 """The most that a browser grants a cookie (RFC 6265bis, section 5.5)."""
+
+_SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=1000 * 365)
+"""The bounds of every span; a moment that is further away may be none that Python knows."""
 
 _UNITS = {
     "s": timedelta(seconds=1),
@@ -51,23 +55,29 @@ _TRUTH = {
 
 def span(value: Any) -> timedelta:
     """Read a length of time: seconds, a `timedelta`, or a text such as `2 hours`, `+2h`, `1d`."""
-    match value:
-        case bool():
-            found = None
-        case timedelta():
-            found = value
-        case int() | float():
-            found = timedelta(seconds=value)
-        case str():
-            found = _span_of_text(value)
-        case _:
-            found = None
-    if found is None or found < timedelta(seconds=1):
+    try:
+        found = _span_of(value)
+    except (OverflowError, ValueError):  # Of timedelta: too long, or not a number.
+        found = None
+    if found is None or not _SHORTEST <= found <= _LONGEST:
         raise ValueError(
             "a number of seconds, a timedelta, or a text such as '90', '2 hours', '+2h' or '1d' "
-            "(s m h d w, M for 30 days, y for 365), at least one second"
+            "(s m h d w, M for 30 days, y for 365), from one second to 1000 years"
         )
     return found
+
+
+def _span_of(value: Any) -> timedelta | None:
+    match value:
+        case bool():
+            return None
+        case timedelta():
+            return value
+        case int() | float():
+            return timedelta(seconds=value)
+        case str():
+            return _span_of_text(value)
+    return None
 
 
 def _span_of_text(text: str) -> timedelta | None:
@@ -78,10 +88,7 @@ def _span_of_text(text: str) -> timedelta | None:
     if unit not in _UNITS:
         word = unit.lower()
         unit = _UNIT_WORDS.get(word) or _UNIT_WORDS.get(word.removesuffix("s")) or word
-    try:
-        return float(match["number"]) * _UNITS[unit] if unit in _UNITS else None
-    except OverflowError:
-        return None
+    return float(match["number"]) * _UNITS[unit] if unit in _UNITS else None
 
 
 def span_or_unlimited(value: Any) -> timedelta | None:
@@ -235,12 +242,15 @@ class Settings:
 _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     f.metadata["key"]: (f.name, f.metadata["parse"]) for f in fields(Settings) if f.metadata
 }
-_OPTIONS = {name.replace("_", ""): name for name in VALIDATORS} | {
+_OPTIONS = {name.replace("_", ""): name for name in sorted(VALIDATORS)} | {
     "host": "host",
     "port": "port",
     "dbname": "authsource",
 }
-"""The options of `MongoClient` by their names without case and underscores."""
+"""The options of `MongoClient` by their names without case and underscores.
+
+Of `read_preference` and `readpreference` the last in order counts, which takes a text.
+"""
 
 
 def _ours(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -263,7 +273,8 @@ def _parsed(key: str, parse: Callable[[Any], Any], value: Any) -> Any:
     try:
         return parse(value)
     except ValueError as error:
-        shown = "" if "pass" in key or "host" in key else f", not {value!r}"
+        # What is meant for MongoDB may be a secret, or a URI with one that has the wrong key.
+        shown = "" if key.startswith("mongodb_") else f", not {value!r:.80}"
         raise SettingsError(f"{key}: must be {error}{shown}") from None
 
 
@@ -271,7 +282,12 @@ def _option_of(key: str) -> str:
     """Return the `MongoClient` option that `key` stands for."""
     option = _OPTIONS.get(key.removeprefix("mongodb_").replace("_", "").lower())
     if option is None or not key.startswith("mongodb_"):
-        known = [*_FIELDS, "session", *(f"mongodb_{name}" for name in _OPTIONS.values())]
+        known = [
+            *_FIELDS,
+            "session",
+            "mongodb_db_name",
+            *(f"mongodb_{name}" for name in _OPTIONS.values()),
+        ]
         near = get_close_matches(key, known, n=1)
         raise SettingsError(
             f"{key}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
@@ -286,28 +302,34 @@ def _option_value(option: str) -> Callable[[Any], Any]:
     if VALIDATORS[option] is validate_boolean_or_string:
         return truth
 
-    def accepted_by_the_driver(value: Any) -> Any:
-        try:
-            VALIDATORS[option](option, value)
-        except (ValueError, TypeError, KeyError, OverflowError, PyMongoError) as error:
-            reason = "" if "pass" in option else f" ({error})"
-            raise ValueError(f"what PyMongo takes for {option}{reason}") from None
-        return value
+    return lambda value: _accepted_by_the_driver(option, value)
 
-    return accepted_by_the_driver
+
+def _accepted_by_the_driver(option: str, value: Any) -> Any:
+    """Return `value`; not what the driver makes of it, which it would not take a second time."""
+    try:
+        VALIDATORS[option](option, value)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError, PyMongoError) as error:
+        reason = "" if option.startswith(_SECRETS) else f" ({error})"
+        raise ValueError(f"what PyMongo takes for {option}{reason}") from None
+    return value
 
 
 def _host(value: Any) -> str | list[str]:
     hosts = [value] if isinstance(value, str) else value
-    if not isinstance(hosts, list | tuple) or not all(isinstance(host, str) for host in hosts):
+    if (
+        not isinstance(hosts, list | tuple)
+        or not hosts
+        or not all(host and isinstance(host, str) for host in hosts)
+    ):
         raise ValueError("a host name, a list of host names, or a mongodb:// URI")
-    if any(option == "w" and setting == "0" for option, setting in _uri_options(hosts)):
+    if any(option == "w" and not _acknowledges(w) for option, w in _uri_options(hosts)):
         raise ValueError("without w=0: a session's write must be acknowledged")
     return value if isinstance(value, str) else list(hosts)
 
 
 def _port(value: Any) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value.strip()):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
         raise ValueError("a number from 1 to 65535")
@@ -315,9 +337,14 @@ def _port(value: Any) -> int:
 
 
 def _write_concern(value: Any) -> Any:
-    if str(value).strip() == "0":
-        raise ValueError("other than 0: a session's write must be acknowledged")
+    if not _acknowledges(_accepted_by_the_driver("w", value)):
+        raise ValueError("at least 1, or 'majority': a session's write must be acknowledged")
     return value
+
+
+def _acknowledges(write_concern: Any) -> bool:
+    understood = VALIDATORS["w"]("w", write_concern)
+    return not isinstance(understood, int) or understood > 0
 
 
 _OPTION_PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -325,6 +352,7 @@ _OPTION_PARSERS: dict[str, Callable[[Any], Any]] = {
     "port": _port,
     "w": _write_concern,
 }
+_SECRETS = ("password", "tlscertificatekeyfilepassword", "authmechanismprop", "auto_encryption")
 
 
 def _uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -333,7 +361,7 @@ def _uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
         if host.startswith(("mongodb://", "mongodb+srv://")):
             for pair in re.split("[&;]", host.partition("?")[2]):
                 option, _, value = pair.partition("=")
-                yield option.lower(), value
+                yield option.lower(), unquote_plus(value)
 
 
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:

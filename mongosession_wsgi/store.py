@@ -194,13 +194,7 @@ class MongoStore:
         If it was regenerated within the last minute, its successor ends, even one that is still
         to be stored.
         """
-        live = self._live(_id=id)
-        if self._attempt(lambda sessions: sessions.delete_one(live).deleted_count):
-            return 1
-        mark = self._end_mark(id)
-        if mark is None or mark.successor is None or self._forestall(mark.successor):
-            return 0
-        return self.revoke(mark.successor)
+        return self._revoke(id, keep=None)
 
     def revoke_all(self, owner: str, keep: str | None = None) -> int:
         """End all sessions of `owner` but the one whose id is `keep`; return how many were live.
@@ -209,10 +203,7 @@ class MongoStore:
         """
         live = self._live(owner=owner, _id={"$ne": keep})
         ended = self._attempt(lambda sessions: sessions.delete_many(live).deleted_count)
-        for mark in self._marks(owner):
-            if keep not in (mark.id, mark.successor):
-                ended += self.revoke(mark.id)
-        return ended
+        return ended + sum(self._revoke(mark.id, keep) for mark in self._marks(owner))
 
     def purge(self) -> int:
         """Delete what has expired, for a server without a TTL monitor; return how many."""
@@ -285,7 +276,7 @@ class MongoStore:
             document.id_of(new_token) if session.login_owner is None else None,
         )
         live = self._live(_id=id_)
-        found = self._attempt(lambda sessions: sessions.find_one_and_update(live, marking))
+        found = self._once(lambda sessions: sessions.find_one_and_update(live, marking))
         record = _decoded(found)
         if found is None or not isinstance(record, Record):
             return self._explore(session)
@@ -352,6 +343,18 @@ class MongoStore:
 
     # Marks: what is left of sessions that were regenerated away.
 
+    def _revoke(self, id: str, keep: str | None) -> int:
+        """End a session, or what it was regenerated to, unless that is the one to keep."""
+        if id == keep:
+            return 0
+        live = self._live(_id=id)
+        if self._attempt(lambda sessions: sessions.delete_one(live).deleted_count):
+            return 1
+        mark = self._end_mark(id)
+        if mark is None or mark.successor in (None, keep) or self._forestall(mark.successor):
+            return 0
+        return self._revoke(mark.successor, keep)
+
     def _marks(self, owner: str) -> list[Mark]:
         """Return the marks whose successor is, or is to be, a session of this owner."""
         marks = {"owner": owner} | _MARK
@@ -360,7 +363,7 @@ class MongoStore:
 
     def _end_mark(self, id: str) -> Mark | None:
         """Note on a mark that its session must not be put back; return the mark."""
-        mark = {"_id": id} | _MARK
+        mark = _MARK | {"_id": id, "expires_at": {"$gt": self._clock()}}
         ended = {"$set": {"ended": True}}
         found = _decoded(self._attempt(lambda sessions: sessions.find_one_and_update(mark, ended)))
         return found if isinstance(found, Mark) else None
@@ -443,18 +446,26 @@ class MongoStore:
         return pymongo.timeout(self._sessions().database.client.options.timeout)
 
     def _attempt(self, command: Callable[[_Sessions], T]) -> T:
-        """Run a command, once more if the connection broke: each of ours may be repeated.
+        """Run a command that may be repeated, and repeat it if the connection broke.
 
-        The driver repeats writes too, but on a standalone server it does not.
+        The driver repeats writes too, but not on a standalone server.
         """
-        sessions = self._sessions()
-        try:
+
+        def twice(sessions: _Sessions) -> T:
             try:
                 return command(sessions)
             except ConnectionFailure as error:
                 if error.timeout:
                     raise
                 return command(sessions)
+
+        return self._once(twice)
+
+    def _once(self, command: Callable[[_Sessions], T]) -> T:
+        """Run a command; what the driver raises becomes an error of ours."""
+        sessions = self._sessions()
+        try:
+            return command(sessions)
         except PyMongoError as error:
             if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
                 raise document.too_large("The session with what this request sets") from error

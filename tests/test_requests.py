@@ -210,6 +210,15 @@ def test_what_is_set_after_destroy_starts_a_new_session(
     assert [document["data"] for document in stored.find()] == [{"flash": "Bye"}]
 
 
+def test_what_is_set_between_destroy_and_login_is_the_new_owners(
+    live: Visitor, stored: Collection[Any]
+) -> None:
+    live.does(lambda session: session.login("alice"))
+    live.does(lambda s: (s.copy(), s.destroy(), s.update(flash="Bye"), s.login("bob")))
+    found = stored.find_one({"data": {"$exists": True}})
+    assert (found["data"], found["owner"]) == ({"flash": "Bye"}, "bob")
+
+
 def test_login_after_destroy_starts_a_new_session(live: Visitor, stored: Collection[Any]) -> None:
     live.does(lambda session: (session.destroy(), session.login("alice")))
     assert [(one["data"], one["owner"]) for one in stored.find()] == [({}, "alice")]
