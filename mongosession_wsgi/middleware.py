@@ -163,6 +163,8 @@ class _Response:
         if self._held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
         status, headers = self._held
+        if status.startswith("500") and self._session.failure is not None:
+            raise self._session.failure  # Which the framework has caught and made a 500 of.
         if status.startswith("5"):
             self._session.discard()
         outcome = self._store.flush(self._session)
