@@ -24,11 +24,9 @@ def keep_cookie_private(headers: Headers) -> None:
     directives = parse_dict_header(", ".join(controls).lower())
     for_all_fields = [name for name, fields in directives.items() if fields is None]
     fields_left_out = parse_set_header(directives.get("no-cache"))
-    if (
-        "private" not in for_all_fields
-        and "no-store" not in directives
-        and "set-cookie" not in fields_left_out
-    ):
+    # A cache that knows the status code ignores the one beside the other (section 5.2.2.3).
+    is_stored = "no-store" not in directives or "must-understand" in directives
+    if is_stored and "private" not in for_all_fields and "set-cookie" not in fields_left_out:
         _extend(headers, "Cache-Control", 'no-cache="Set-Cookie"')
 
 

@@ -317,7 +317,7 @@ def a_redirect_followed_at_once(track: Track) -> Iterator[Fault]:
     """Follow a redirect at the first byte of its header, over another connection."""
     token = track.begin()
     value = secrets.token_hex(4)
-    with asked(track.address, f"/?set=value:{value}&redirect", token) as first:
+    with asked(track.address, f"/?set=value:{value}&redirect=/?read", token) as first:
         first.recv(1, socket.MSG_PEEK)
         with asked(track.address, "/?read", token) as second:
             found = answer_of(second)
@@ -384,7 +384,8 @@ STORIES = [
 def served() -> SessionMiddleware:
     """Return the application that gunicorn runs here; its query says what a request does, in order.
 
-    `gate=PORT` connects there, says which process this is, and waits for an answer.
+    `gate=PORT` connects there, says which request in which process this is, and waits for a line of
+    further steps.
     """
     settings = {
         "mongodb_host": os.environ["MONGODB_URI"],
@@ -394,27 +395,37 @@ def served() -> SessionMiddleware:
 
 
 def _obey_the_query(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    session: Session = environ[KEY]
-    answer: dict[str, Any] = {"process": os.getpid()}
-    status, headers = "200 OK", [("Content-Type", "application/json")]
-    for step, what in parse_qsl(environ["QUERY_STRING"], keep_blank_values=True):
-        if step == "read":
-            answer["read"] = session.copy()
-        elif step == "gate":
-            with socket.create_connection(("127.0.0.1", int(what)), LONGEST_WAIT) as gate:
-                gate.sendall(f"{os.getpid()}\n".encode())
-                gate.recv(1)
-        elif step == "set":
-            key, _, value = what.partition(":")
-            session[key] = value
-        elif step == "login":
-            session.login(what)
-        elif step == "redirect":
-            status, headers = "303 See Other", [*headers, ("Location", "/?read")]
-        else:
-            {"destroy": session.destroy, "regenerate": session.regenerate}[step]()
-    start_response(status, headers)
+    answer = {"process": os.getpid(), "port": int(environ["REMOTE_PORT"])}
+    _obey(environ["QUERY_STRING"], environ[KEY], answer)
+    if "redirect" in answer:
+        start_response("303 See Other", [("Location", answer["redirect"])])
+    else:
+        start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(answer).encode()]
+
+
+def _obey(query: str, session: Session, answer: dict[str, Any]) -> None:
+    for step, what in parse_qsl(query, keep_blank_values=True):
+        match step:
+            case "read":
+                answer["read"] = session.copy()
+            case "set":
+                key, _, value = what.partition(":")
+                session[key] = value
+            case "regenerate":
+                session.regenerate()
+            case "login":
+                session.login(what)
+            case "destroy":
+                session.destroy()
+            case "redirect":
+                answer["redirect"] = what
+            case "gate":
+                with socket.create_connection(("127.0.0.1", int(what)), LONGEST_WAIT) as gate:
+                    gate.sendall(json.dumps(answer).encode() + b"\n")
+                    _obey(gate.makefile().readline().strip(), session, answer)
+            case _:
+                raise ValueError(step)
 
 
 @contextmanager

@@ -1,0 +1,554 @@
+"""The flat mapping of settings: what is taken, what is refused, and what the driver is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo import ReadPreference, WriteConcern
+from pymongo.client_options import ClientOptions
+from pymongo.collection import Collection
+from pymongo.common import VALIDATORS
+
+from mongosession_wsgi import MongoStore, SessionMiddleware, SettingsError
+from mongosession_wsgi.settings import Settings
+
+from .wsgi import Browser, on_session
+
+Parse = Callable[[Mapping[str, Any]], Any]
+DATABASE = {"mongodb_session_db": "myapp"}
+KEYS = [
+    "session",
+    "mongodb_session_db",
+    "mongodb_session_coll",
+    "mongodb_host",
+    "mongodb_port",
+    "mongodb_username",
+    "mongodb_password",
+    "mongodb_db_name",
+    "mongodb_replica_set",
+    "session_name",
+    "session_expires",
+    "session_lifetime",
+    "session_secure",
+    "session_is_http_only",
+    "session_same_site",
+    "session_domain",
+    "session_path",
+    "session_partitioned",
+]
+FIELDS = {
+    "mongodb_session_db": "database",
+    "mongodb_session_coll": "collection",
+    "session_name": "name",
+    "session_expires": "max_age",
+    "session_lifetime": "lifetime",
+    "session_secure": "secure",
+    "session_is_http_only": "http_only",
+    "session_same_site": "same_site",
+    "session_domain": "domain",
+    "session_path": "path",
+    "session_partitioned": "partitioned",
+}
+SECRET = "geheim"
+BIG = 10**400
+
+
+def app(environ: Any, start_response: Any) -> list[bytes]:
+    raise NotImplementedError
+
+
+def middleware(settings: Mapping[str, Any]) -> SessionMiddleware:
+    return SessionMiddleware(app, settings)
+
+
+both_constructors = pytest.mark.parametrize("parse", [MongoStore, middleware])
+
+
+def refusal_of(settings: Mapping[str, Any], parse: Parse = Settings.parse) -> str:
+    with pytest.raises(SettingsError) as caught:
+        parse(settings)
+    return str(caught.value)
+
+
+def driver_options(settings: Mapping[str, Any]) -> ClientOptions:
+    """Return what a real client made of the settings. It does not connect yet."""
+    store = MongoStore(DATABASE | settings)
+    try:
+        return store._sessions().database.client.options
+    finally:
+        store.close()
+
+
+# What is given, and what is not.
+
+
+def test_the_defaults() -> None:
+    settings = Settings.parse(DATABASE)
+    assert settings == Settings(database="myapp", client_options=settings.client_options)
+    assert (settings.collection, settings.name, settings.max_age) == ("sessions", None, None)
+    assert (settings.idle, settings.lifetime) == (timedelta(days=14), timedelta(days=30))
+    assert (settings.secure, settings.http_only, settings.same_site) == (None, True, "Lax")
+    assert (settings.domain, settings.path, settings.partitioned) == (None, "/", False)
+    assert dict(settings.client_options) == {
+        "host": "localhost",
+        "port": 27017,
+        "timeoutms": 5000,
+        "serverselectiontimeoutms": 5000,
+        "appname": "mongosession-wsgi",
+        "connect": False,
+    }
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+@pytest.mark.parametrize("key", KEYS)
+def test_an_empty_value_counts_as_not_given(key: str, nothing: str | None) -> None:
+    assert Settings.parse({key: nothing}) == Settings.parse({})
+
+
+def test_the_seeds_example_is_taken() -> None:
+    example = {
+        "session": "MongoDB",
+        "mongodb_session_db": "dancer_sessions",
+        "mongodb_host": "",
+        "session_expires": "2 hours",
+    }
+    settings = Settings.parse(example)
+    assert settings.database == "dancer_sessions"
+    assert settings.idle == settings.max_age == timedelta(hours=2)
+    assert settings.client_options["host"] == "localhost"
+
+
+def test_settings_that_are_parsed_are_taken_as_they_are() -> None:
+    settings = Settings.parse(DATABASE)
+    assert Settings.parse(settings) is settings
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings.parse(DATABASE)
+    with pytest.raises(AttributeError):
+        settings.path = "/x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        settings.client_options["host"] = "x"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("other", ["debug", "SECRET_KEY", "mongodb", "Session_path", 7, None, ""])
+def test_the_keys_of_others_are_ignored(other: Any) -> None:
+    assert Settings.parse(DATABASE | {other: object()}) == Settings.parse(DATABASE)
+
+
+@pytest.mark.parametrize(
+    "word", ["mongodb", "MONGODB", "MongoDb", "Mongo DB", "YAML", 1, ["MongoDB"]]
+)
+def test_the_session_engine_is_mongodb_in_this_capitalization(word: Any) -> None:
+    assert "session: must be 'MongoDB'" in refusal_of({"session": word})
+
+
+@pytest.mark.parametrize("value", ["x", "", None])
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("session_expire", "session_expires"),
+        ("session_samesite", "session_same_site"),
+        ("session_cookie_name", "session_name"),
+        ("session_Path", "session_path"),
+        ("sessions", "session"),
+        ("mongodb_hots", "mongodb_host"),
+        ("mongodb_session_database", "mongodb_session_db"),
+        ("mongodb_db_nam", "mongodb_db_name"),
+        ("mongodb_pasword", "mongodb_password"),
+        ("mongodb_replica_sett", "mongodb_replicaset"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str, value: Any) -> None:
+    assert refusal_of({key: value}).endswith(f"{key}: no such setting; did you mean {nearest}?")
+
+
+def test_an_unknown_key_that_is_near_to_nothing_is_refused() -> None:
+    key = "session" + "?" * 40
+    assert refusal_of({key: "x"}) == f"{key}: no such setting"
+
+
+@both_constructors
+@pytest.mark.parametrize("nothing", [{}, {"mongodb_session_db": ""}, {"mongodb_session_db": None}])
+def test_the_database_is_required(parse: Parse, nothing: Mapping[str, Any]) -> None:
+    assert refusal_of(nothing, parse).startswith("mongodb_session_db: missing")
+
+
+@both_constructors
+def test_a_bad_value_is_refused_by_the_constructor(parse: Parse) -> None:
+    assert refusal_of(DATABASE | {"session_expires": "soon"}, parse).startswith("session_expires: ")
+
+
+# The value of each key.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("mongodb_session_coll", "web.sessions", "web.sessions"),
+        ("session_name", " sid", " sid"),
+        ("session_secure", "true", True),
+        ("session_secure", "Off", False),
+        ("session_secure", True, True),
+        ("session_secure", "auto", None),
+        ("session_secure", " Auto ", None),
+        ("session_is_http_only", "false", False),
+        ("session_is_http_only", "0", False),
+        ("session_is_http_only", "1", True),
+        ("session_is_http_only", "YES", True),
+        ("session_is_http_only", " no ", False),
+        ("session_is_http_only", "on", True),
+        ("session_same_site", "strict", "Strict"),
+        ("session_same_site", "LAX", "Lax"),
+        ("session_same_site", "nOnE", "None"),
+        ("session_domain", "example.com", "example.com"),
+        ("session_path", "/shop", "/shop"),
+        ("session_partitioned", "true", True),
+        ("session_partitioned", False, False),
+    ],
+)
+def test_a_value_is_read(key: str, value: Any, read: Any) -> None:
+    assert getattr(Settings.parse({key: value}), FIELDS[key]) == read
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("mongodb_session_db", ["a.b", "a b", "a/b", "a$", "a\0", "x" * 64, 7, ["a"]]),
+        ("mongodb_session_coll", ["a$b", "system.x", ".a", "a.", "a..b", "a\0b", "x" * 201, 7]),
+        ("mongodb_host", [7, {}, [], [7], [""], ["a", None]]),
+        ("mongodb_port", ["http", 0, -1, 65536, "65536", 2.5, True, "9" * 5000, "\u0663", [1]]),
+        ("mongodb_username", [[]]),
+        ("mongodb_max_pool_size", ["many", -1]),
+        ("mongodb_tls", ["maybe", 2]),
+        ("mongodb_tls_ca_file", ["no/such/file", 7]),
+        ("mongodb_w", [[1], "0", -1, "-1"]),
+        ("mongodb_timeout_ms", ["soon", -1, BIG]),
+        ("session_name", [7, ["sid"]]),
+        ("session_secure", ["maybe", 2, 1, 0.0]),
+        ("session_is_http_only", ["auto", "maybe", 1]),
+        ("session_same_site", ["loose", True, 0]),
+        ("session_domain", [7]),
+        ("session_path", [7]),
+        ("session_partitioned", ["auto"]),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(key: str, values: list[Any]) -> None:
+    for value in values:
+        assert refusal_of({key: value}).startswith(f"{key}: must be "), value
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (90, timedelta(seconds=90)),
+        (1.5, timedelta(seconds=1.5)),
+        (timedelta(hours=3), timedelta(hours=3)),
+        ("90", timedelta(seconds=90)),
+        ("+90", timedelta(seconds=90)),
+        ("90s", timedelta(seconds=90)),
+        ("90 seconds", timedelta(seconds=90)),
+        ("1.5h", timedelta(minutes=90)),
+        ("2 hours", timedelta(hours=2)),
+        ("+2h", timedelta(hours=2)),
+        (" + 2  Hours ", timedelta(hours=2)),
+        ("1d", timedelta(days=1)),
+        ("1 day", timedelta(days=1)),
+        ("2w", timedelta(weeks=2)),
+        ("2 weeks", timedelta(weeks=2)),
+        ("1m", timedelta(minutes=1)),
+        ("10 min", timedelta(minutes=10)),
+        ("1 minute", timedelta(minutes=1)),
+        ("1M", timedelta(days=30)),
+        ("2 months", timedelta(days=60)),
+        ("2 Months", timedelta(days=60)),
+        ("1y", timedelta(days=365)),
+        ("1 year", timedelta(days=365)),
+        ("400d", timedelta(days=400)),
+    ],
+)
+def test_a_span_is_read(value: Any, read: timedelta) -> None:
+    settings = Settings.parse({"session_expires": value, "session_lifetime": value})
+    assert settings.max_age == settings.idle == settings.lifetime == read
+
+
+@pytest.mark.parametrize("key", ["session_expires", "session_lifetime"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, 0.5, -1, "0", "-1", "-2h", "0 days", timedelta(0), timedelta(days=-1)),
+        *(True, False, "soon", "true", "2 fortnights", "h", "1h30m", "1 2", "1,5h", "\u0663"),
+        *(float("inf"), float("nan"), float("1e400"), "inf", "nan", "1e400", "1e3"),
+        *(BIG, -BIG, "9" * 5000, 10**9 * 86400, "1001y", timedelta.max),
+        *([], [90], {}, b"90", object),
+    ],
+)
+def test_what_is_no_span_is_refused(key: str, value: Any) -> None:
+    message = refusal_of({key: value})
+    assert message.startswith(f"{key}: must be a number of seconds")
+    assert "float" not in message
+    assert "object at" not in message
+
+
+@pytest.mark.parametrize("value", ["401d", timedelta(days=400, seconds=1), "2y", 10**8])
+def test_no_cookie_lasts_longer_than_400_days(value: Any) -> None:
+    assert refusal_of({"session_expires": value}).startswith("session_expires: at most 400 days")
+    assert Settings.parse({"session_lifetime": value}).lifetime is not None
+
+
+@pytest.mark.parametrize("value", ["none", "None", " NONE "])
+def test_a_lifetime_may_have_no_limit(value: str) -> None:
+    assert Settings.parse({"session_lifetime": value}).lifetime is None
+    assert "session_expires" in refusal_of({"session_expires": value})
+
+
+def test_the_longest_lifetime_can_be_stored(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    store = MongoStore(settings | {"session_lifetime": "1000y", "session_expires": "400d"})
+    browser = Browser(SessionMiddleware(on_session(lambda s: s.update(a=1)), settings, store=store))
+    assert browser.get().commands == ["insert"]
+    assert browser.get().commands == ["update"]
+    assert stored.count_documents({}) == 1
+    store.close()
+
+
+# What the driver is told.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "option", "understood"),
+    [
+        ("mongodb_replica_set", "rs0", "replicaSet", "rs0"),
+        ("mongodb_replicaSet", "rs0", "replicaSet", "rs0"),
+        ("mongodb_REPLICASET", "rs0", "replicaSet", "rs0"),
+        ("mongodb__replica__set_", "rs0", "replicaSet", "rs0"),
+        ("mongodb_max_pool_size", "7", "maxPoolSize", 7),
+        ("mongodb_timeout_ms", "250", "timeoutMS", 0.25),
+        ("mongodb_timeoutMS", 250, "timeoutMS", 0.25),
+        ("mongodb_server_selection_timeout_ms", 250, "serverSelectionTimeoutMS", 0.25),
+        ("mongodb_app_name", "shop", "appName", "shop"),
+        ("mongodb_tls", "yes", "tls", True),
+        ("mongodb_tls", "off", "tls", False),
+        ("mongodb_retry_writes", "false", "retryWrites", False),
+        ("mongodb_tz_aware", "true", "tz_aware", True),
+        ("mongodb_w", "2", "w", 2),
+        ("mongodb_w", "majority", "w", "majority"),
+        ("mongodb_read_concern_level", "majority", "readConcernLevel", "majority"),
+        ("mongodb_direct_connection", "true", "directConnection", True),
+        ("mongodb_read_preference", "nearest", "readPreference", "nearest"),
+    ],
+)
+def test_an_option_of_the_client_is_taken_in_any_spelling(
+    key: str, value: Any, option: str, understood: Any
+) -> None:
+    options = driver_options({key: value})
+    found = options._options[option]
+    assert (found, type(found)) == (understood, type(understood))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("mongodb_replica_set", "mongodb_replicaSet"),
+        ("mongodb_w", "mongodb_W"),
+        ("mongodb_host", "mongodb_Host"),
+        ("mongodb_db_name", "mongodb_auth_source"),
+    ],
+)
+def test_the_same_option_twice_is_refused(one: str, other: str) -> None:
+    assert "is given twice" in refusal_of({one: "1", other: "1"})
+    assert Settings.parse({one: "1", other: ""}) == Settings.parse({one: "1"})
+
+
+def test_the_user_is_looked_up_in_the_database_of_that_name() -> None:
+    settings = {
+        "mongodb_username": "bob",
+        "mongodb_password": SECRET,
+        "mongodb_db_name": "users",
+    }
+    credentials = driver_options(settings).pool_options._credentials
+    assert credentials is not None
+    assert (credentials.username, credentials.password) == ("bob", SECRET)
+    assert credentials.source == "users"
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes"),
+    [
+        ({}, {("localhost", 27017)}),
+        ({"mongodb_port": "27018"}, {("localhost", 27018)}),
+        ({"mongodb_host": "db1", "mongodb_port": 27018}, {("db1", 27018)}),
+        ({"mongodb_host": "db1:1,db2"}, {("db1", 1), ("db2", 27017)}),
+        ({"mongodb_host": ["db1", "db2:9"]}, {("db1", 27017), ("db2", 9)}),
+        ({"mongodb_host": ("db1", "db2")}, {("db1", 27017), ("db2", 27017)}),
+        ({"mongodb_host": "mongodb://db1:1,db2:2/x"}, {("db1", 1), ("db2", 2)}),
+        ({"mongodb_host": "mongodb://db1", "mongodb_port": "9"}, {("db1", 9)}),
+        ({"mongodb_host": "[::1]:9"}, {("::1", 9)}),
+    ],
+)
+def test_the_hosts_are_those_that_are_given(
+    settings: Mapping[str, Any], nodes: set[tuple[str, int]]
+) -> None:
+    store = MongoStore(DATABASE | settings)
+    client = store._sessions().database.client
+    assert set(client._topology_settings.seeds) == nodes
+    assert client.options._options["connect"] is False
+    store.close()
+
+
+def test_a_cluster_may_be_named_by_dns() -> None:
+    host = "mongodb+srv://cluster.example.net/?timeoutMS=1&appName=shop"
+    options = Settings.parse({"mongodb_host": host}).client_options
+    assert options["host"] == host
+    assert {"timeoutms", "appname"}.isdisjoint(options)
+
+
+DEFAULTS = {"timeoutMS": 5.0, "serverSelectionTimeoutMS": 5.0, "appname": "mongosession-wsgi"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({}, {}),
+        ({"mongodb_host": "mongodb://db1/?retryWrites=true"}, {}),
+        ({"mongodb_timeout_ms": "700"}, {"timeoutMS": 0.7}),
+        ({"mongodb_server_selection_timeout_ms": 700}, {"serverSelectionTimeoutMS": 0.7}),
+        ({"mongodb_appname": "shop"}, {"appname": "shop"}),
+        ({"mongodb_host": "mongodb://db1/?timeoutMS=700"}, {"timeoutMS": 0.7}),
+        ({"mongodb_host": "mongodb://db1/?timeoutms=700&w=1"}, {"timeoutMS": 0.7}),
+        (
+            {"mongodb_host": "mongodb://db1/x?w=1&serverSelectionTimeoutMS=700"},
+            {"serverSelectionTimeoutMS": 0.7},
+        ),
+        ({"mongodb_host": ["db2", "mongodb://db1/?appName=shop"]}, {"appname": "shop"}),
+        (
+            {"mongodb_host": "mongodb://db1/?timeoutMS=9", "mongodb_timeoutMS": 700},
+            {"timeoutMS": 0.7},
+        ),
+    ],
+)
+def test_the_drivers_defaults_are_changed_unless_something_else_is_said(
+    settings: Mapping[str, Any], changed: dict[str, Any]
+) -> None:
+    options = driver_options(settings)
+    expected = DEFAULTS | changed
+    assert options.timeout == expected["timeoutMS"]
+    assert options.server_selection_timeout == expected["serverSelectionTimeoutMS"]
+    assert options.pool_options.appname == expected["appname"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mongodb_w": 0},
+        {"mongodb_w": "0"},
+        {"mongodb_w": " 00 "},
+        {"mongodb_W": 0},
+        {"mongodb_w": False},
+        {"mongodb_host": "mongodb://db1/?w=0"},
+        {"mongodb_host": "mongodb://db1/?W=0"},
+        {"mongodb_host": "mongodb://db1/?tls=true&w=00"},
+        {"mongodb_host": "mongodb://db1/?w=%30"},
+        {"mongodb_host": "mongodb+srv://db1/?w=0&tls=true"},
+        {"mongodb_host": ["mongodb://db1", "mongodb://db2/?w=0"]},
+    ],
+)
+def test_writes_that_nobody_acknowledges_are_refused(settings: Mapping[str, Any]) -> None:
+    message = refusal_of(settings)
+    assert message.startswith(next(iter(settings)))
+    assert message.endswith("a session's write must be acknowledged")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mongodb_w": 1, "mongodb_read_preference": "secondary"},
+        {"mongodb_host": "mongodb://db1/?w=1&readPreference=secondary&journal=false"},
+    ],
+)
+def test_sessions_are_read_from_the_primary_and_written_to_the_majority(
+    settings: Mapping[str, Any],
+) -> None:
+    store = MongoStore(DATABASE | settings)
+    sessions = store._sessions()
+    assert sessions.read_preference == ReadPreference.PRIMARY
+    assert sessions.write_concern == WriteConcern("majority")
+    store.close()
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mongodb_password": [SECRET]},
+        {"mongodb_PASSWORD": [SECRET]},
+        {"mongodb_pass_word": [SECRET]},
+        {"mongodb_tls_certificate_key_file_password": [SECRET]},
+        {"mongodb_auth_mechanism_properties": f"AWS_SESSION_TOKEN:{SECRET},x"},
+        {"mongodb_auth_mechanism_properties": f"{SECRET}:x"},
+        {"mongodb_auto_encryption_opts": {"key": SECRET}},
+        {"mongodb_host": f"mongodb://u:{SECRET}@db1/?w=0"},
+        {"mongodb_HOST": f"mongodb://u:{SECRET}@db1/?w=0"},
+        {"mongodb_host": [f"mongodb://u:{SECRET}@db1", 7]},
+        {"mongodb_port": f"mongodb://u:{SECRET}@db1"},
+        {"mongodb_session_db": f"mongodb://u:{SECRET}@db1"},
+        {"mongodb_session_coll": f"mongodb://u:{SECRET}@db1/$"},
+        {"mongodb_hots": f"mongodb://u:{SECRET}@db1"},
+        {"mongodb_pasword": SECRET},
+    ],
+)
+def test_no_secret_is_in_the_error(settings: Mapping[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.parse(settings)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_no_secret_is_in_the_repr() -> None:
+    host = f"mongodb://u:{SECRET}@db1"
+    settings = Settings.parse({"mongodb_host": host, "mongodb_password": SECRET})
+    assert SECRET not in repr(settings)
+
+
+# Anything at all.
+
+words = st.sampled_from(
+    ["", "0", "1", "true", "none", "auto", "2 hours", "90", "MongoDB", "mongodb://h/?w=0", "h:1"]
+)
+scalars = st.none() | words | st.text() | st.integers() | st.sampled_from([BIG, 1 << 31, 1 << 63])
+keys = (
+    st.sampled_from([*KEYS, *(f"mongodb_{name}" for name in ("w", "tls", "ssl", "timeoutMS"))])
+    | st.sampled_from(["session", "session_", "mongodb_", "mongodb_session_"])
+    | st.builds("mongodb_{}".format, st.text())
+    | st.builds("session{}".format, st.text())
+    | st.text()
+)
+mappings = st.dictionaries(keys, scalars | st.lists(scalars, max_size=3), max_size=6)
+
+
+@hypothesis.settings(deadline=None)
+@given(mappings)
+def test_any_mapping_is_parsed_or_refused(mapping: dict[str, Any]) -> None:
+    for parse in (Settings.parse, MongoStore, middleware):
+        with suppress(SettingsError):
+            parse(DATABASE | mapping)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported compressor:UserWarning")
+@hypothesis.settings(deadline=None)
+@given(st.sampled_from(sorted(VALIDATORS)), scalars | st.lists(scalars, max_size=3))
+def test_any_value_of_any_option_is_parsed_or_refused(option: str, value: Any) -> None:
+    with suppress(SettingsError):
+        Settings.parse({f"mongodb_{option}": value})
