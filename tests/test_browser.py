@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from .test_examples import EXAMPLES, address_in, environment
+from .test_examples import SERVERS, served
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -36,19 +34,8 @@ ARGUMENTS = [
 def url(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the Bottle shop, under gunicorn."""
     log = tmp_path_factory.mktemp("shop") / "log"
-    with log.open("wb") as output:
-        shop = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "bottle_shop:app"],
-            cwd=EXAMPLES,
-            env=environment(MONGODB_URI=mongodb_uri),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield address_in(log, shop)
-    finally:
-        shop.terminate()
-        shop.wait()
+    with served([*SERVERS["gunicorn"], "bottle_shop:app"], mongodb_uri, log) as url:
+        yield url
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPMessage
 from itertools import product
@@ -39,22 +40,29 @@ def url(
     """The address of a shop, served in its own folder as its docstring says."""
     shop, name = request.param
     log = tmp_path_factory.mktemp("shop") / "log"
+    with served([*SERVERS[name], f"{shop}:app"], mongodb_uri, log) as url:
+        yield url
+    said = log.read_text()
+    assert not re.search("warning|error|traceback", said, re.IGNORECASE), said
+    assert said.count("Booting worker") == (2 if "gunicorn" in name else 0)
+
+
+@contextmanager
+def served(command: list[str], mongodb_uri: str, log: Path) -> Iterator[str]:
+    """Run a server in the folder of the shops, with warnings as errors; yield its address."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *WARNINGS, "-m", *SERVERS[name], f"{shop}:app"],
+        server = subprocess.Popen(
+            [sys.executable, *WARNINGS, "-m", *command],
             cwd=EXAMPLES,
             env=environment(MONGODB_URI=mongodb_uri),
             stdout=output,
             stderr=output,
         )
     try:
-        yield address_in(log, process)
+        yield address_in(log, server)
     finally:
-        process.terminate()
-        process.wait()
-    said = log.read_text()
-    assert not re.search("warning|error|traceback", said, re.IGNORECASE), said
-    assert said.count("Booting worker") == (2 if "gunicorn" in name else 0)
+        server.terminate()
+        server.wait()
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -16,8 +16,10 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
+    multiple,
     rule,
     run_state_machine_as_test,
 )
@@ -201,6 +203,8 @@ class Model:
 KEYS = st.sampled_from(["a", "b", "c.d"])
 VALUES = st.integers(0, 9)
 WHATS = st.sampled_from(["set", "append", "get", "delete", "clear"])
+USES = st.lists(st.tuples(WHATS, KEYS, VALUES), max_size=2)
+ASKED = st.tuples(st.sampled_from([0, 0, 0, 1]), st.booleans(), USES)
 
 
 Opened = tuple[int, OpenRequest, Asking]
@@ -220,33 +224,24 @@ class Story(RuleBasedStateMachine):
         self.settings, self.store, self.stored, self.clock = settings, store, stored, clock
         self.model = Model(clock)
         self.cookies = ["", ""]
-        self.open: list[OpenRequest] = []
+        self.sent: list[OpenRequest] = []
         for browser in range(len(self.cookies)):  # Each comes with a session.
             expected = self.model.begin(Asking(None), {"a": browser})
             self._answered(browser, store.create({"a": browser}).token, expected)
 
-    @rule(
-        target=requests,
-        browser=st.sampled_from([0, 0, 0, 1]),
-        is_reading=st.booleans(),
-        uses=st.lists(st.tuples(WHATS, KEYS, VALUES), max_size=2),
-    )
-    def opens(self, browser: int, is_reading: bool, uses: list[tuple[str, str, int]]) -> Opened:
-        token = self.cookies[browser]
-        request = OpenRequest(
-            lambda app: SessionMiddleware(app, self.settings, store=self.store),
-            f"{NAME}={token}" if token else "",
-        )
-        self.open.append(request)
-        opened = browser, request, Asking(token or None)
-        if is_reading:
-            self.reads(opened)
-        for what, key, value in uses:
-            self.uses(opened, what, key, value)
-        return opened
+    @rule(target=requests, asked=st.lists(ASKED, min_size=1, max_size=3))
+    def open(self, asked: list[tuple[int, bool, list[Any]]]) -> MultipleResults[Opened]:
+        """Open requests: of which browser, whether they read, and what they use then."""
+        opened = [self._opened(browser) for browser, _, _ in asked]
+        for one, (_, is_reading, uses) in zip(opened, asked, strict=True):
+            if is_reading:
+                self.read(one)
+            for what, key, value in uses:
+                self.use(one, what, key, value)
+        return multiple(*opened)
 
     @rule(request=requests)
-    def reads(self, request: Opened) -> None:
+    def read(self, request: Opened) -> None:
         _, real, asking = request
         self._touch(asking)
         self.model.look(asking)
@@ -258,7 +253,7 @@ class Story(RuleBasedStateMachine):
         key=KEYS,
         value=VALUES,
     )
-    def uses(self, request: Opened, what: str, key: str, value: int) -> None:
+    def use(self, request: Opened, what: str, key: str, value: int) -> None:
         _, real, asking = request
         self._touch(asking)
         session, model = real.session, self.model
@@ -282,7 +277,7 @@ class Story(RuleBasedStateMachine):
                 model.clear(asking)
 
     @rule(request=requests, what=st.sampled_from(["regenerate", "destroy", "alice", "bob"]))
-    def regenerates_destroys_or_logs_in(self, request: Opened, what: str) -> None:
+    def regenerate_destroy_or_log_in(self, request: Opened, what: str) -> None:
         _, real, asking = request
         self._touch(asking)
         if what == "destroy":
@@ -300,7 +295,7 @@ class Story(RuleBasedStateMachine):
             asking.about_to = "regenerate"
 
     @rule(request=consumes(requests), is_failing=st.sampled_from([False, False, False, True]))
-    def commits(self, request: Opened, is_failing: bool) -> None:
+    def commit(self, request: Opened, is_failing: bool) -> None:
         browser, real, asking = request
         if is_failing:
             self._answered(browser, real.fail().token, self.model.fail(asking))
@@ -309,16 +304,17 @@ class Story(RuleBasedStateMachine):
         real.close()
 
     @rule(
+        during=requests,
         span=st.sampled_from([timedelta(seconds=59), MARK, RENEWAL, timedelta(days=8), IDLE, IDLE]),
         is_purged=st.sampled_from([False, False, True]),
     )
-    def time_passes(self, span: timedelta, is_purged: bool) -> None:
+    def wait(self, during: Opened, span: timedelta, is_purged: bool) -> None:
         self.clock.now += span
         if is_purged:
             self.store.purge()
 
-    @rule(number=st.integers(0, 5))
-    def an_admin_revokes(self, number: int) -> None:
+    @rule(during=requests, number=st.integers(0, 5))
+    def revoke(self, during: Opened, number: int) -> None:
         live = [token for token in self.model.sessions if self.model.live(token)]
         if live:
             token = live[number % len(live)]
@@ -344,8 +340,17 @@ class Story(RuleBasedStateMachine):
         assert marks == until, "the marks are not those that should be"
 
     def teardown(self) -> None:
-        for request in self.open:
+        for request in self.sent:
             request.close()
+
+    def _opened(self, browser: int) -> Opened:
+        token = self.cookies[browser]
+        request = OpenRequest(
+            lambda app: SessionMiddleware(app, self.settings, store=self.store),
+            f"{NAME}={token}" if token else "",
+        )
+        self.sent.append(request)
+        return browser, request, Asking(token or None)
 
     def _touch(self, asking: Asking) -> None:
         if asking.about_to == "nothing":
