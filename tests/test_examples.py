@@ -28,8 +28,13 @@ SERVERS = {
     "gunicorn --preload": ["gunicorn", "--bind", "127.0.0.1:0", "--preload"],
     "waitress": ["waitress", "--listen", "127.0.0.1:0"],
 }
-# WebOb, which Pyramid is made of, imports a module that Python 3.11 deprecates.
-WARNINGS = ["-W", "error", "-W", "ignore:'cgi' is deprecated:DeprecationWarning"]
+# Pyramid, and WebOb which it is made of, import what is deprecated by now.
+WARNINGS = [
+    *("-W", "error"),
+    *("-W", "ignore:'cgi' is deprecated:DeprecationWarning"),
+    *("-W", "ignore:pkg_resources is deprecated:UserWarning"),
+    *("-W", "ignore:Deprecated call to `pkg_resources:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module", params=product(SHOPS, SERVERS), ids=" in ".join)
