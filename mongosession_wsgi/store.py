@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from secrets import token_urlsafe
+from threading import Lock
 from typing import Any, TypeVar
 from weakref import finalize
 
@@ -110,6 +111,7 @@ class MongoStore:
         self._clock = clock
         self._collections: dict[int, _Sessions] = {}
         self._indexed: set[int] = set()
+        self._indexing: dict[int, Lock] = {}
 
     # The life of one session.
 
@@ -472,15 +474,26 @@ class MongoStore:
             raise StoreError(_explained(error)) from error
 
     def _ensure_indexes_once(self) -> None:
+        """Make the indexes before this process's first insert, while other threads wait."""
         pid = os.getpid()
         if pid in self._indexed:
             return
-        self._indexed.add(pid)
+        turn = self._indexing.setdefault(pid, Lock())
+        # Whose turn does not come in time has no time left for its insert either.
+        timeout = self._sessions().database.client.options.timeout
+        if turn.acquire(timeout=-1 if timeout is None else timeout):
+            try:
+                if pid not in self._indexed:
+                    self._ensure_indexes_if_allowed()
+                    self._indexed.add(pid)
+            finally:
+                turn.release()
+
+    def _ensure_indexes_if_allowed(self) -> None:
         try:
             self.ensure_indexes()
         except StoreError as error:
             if not isinstance(error.__cause__, OperationFailure):
-                self._indexed.discard(pid)
                 raise
             logger.warning(
                 "The indexes of the sessions could not be made, so expired ones pile up and the "

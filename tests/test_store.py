@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,26 @@ def test_the_indexes_are_made_once_before_the_first_insert(
     store.create()
     assert "owner_1" not in stored.index_information()
     store.close()
+
+
+def test_other_threads_insert_nothing_before_the_indexes_are_made(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    inserted: list[int] = []
+
+    class Store(MongoStore):
+        def ensure_indexes(self) -> None:
+            others = [pool.submit(self.create) for _ in range(4)]
+            wait(others, timeout=0.2)
+            inserted.append(stored.count_documents({}))
+            super().ensure_indexes()
+
+    store = Store(settings)
+    with ThreadPoolExecutor() as pool:
+        store.create()
+    store.close()
+    assert inserted == [0]
+    assert stored.count_documents({}) == 5
 
 
 def test_refused_indexes_are_one_warning_and_sessions_work(

@@ -382,6 +382,7 @@ def test_whatever_happens_in_whatever_order_is_as_the_contract_says(
             derandomize=True,
             database=None,
             print_blob=True,
+            report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
