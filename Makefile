@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SOURCES := mongosession_wsgi tests examples
 
-.PHONY: help demo test check dist races fuzz clean
+.PHONY: help demo test check audit dist races faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,11 +18,16 @@ test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI
 	@$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage report
 
-check: $(INSTALLED)  ## lint, formatting, types, the import graph
+check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
+
+audit: $(INSTALLED)  ## look the dependencies up in the databases of vulnerabilities (needs a network)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 dist: $(INSTALLED)  ## build the sdist and the wheel
 	rm -rf dist
@@ -30,6 +35,12 @@ dist: $(INSTALLED)  ## build the sdist and the wheel
 
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
+
+faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it
+	@$(BIN)/python -m tests.faults
+
+load: $(INSTALLED)  ## load every kind of server and worker (REQUESTS=10000)
+	@$(BIN)/python -m tests.load --requests $(or $(REQUESTS),10000)
 
 fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)

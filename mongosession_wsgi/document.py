@@ -69,7 +69,9 @@ class Mark(NamedTuple):
     id: str
     expires_at: datetime
     successor: str | None
-    """The id of the session that takes its place, unless that begins with a login."""
+    """The id of the session that takes its place."""
+    goes_on: bool
+    """Whether that is the same session under another token, and not a login's."""
 
 
 class Changes(NamedTuple):
@@ -177,7 +179,7 @@ def decode(raw: bytes) -> Record | Mark | None:
         case {"_id": str() as id_, "v": 1, "expires_at": datetime() as expires_at} if (
             "data" not in found
         ):
-            return Mark(id_, expires_at, found.get("successor"))
+            return Mark(id_, expires_at, found.get("successor"), "owner" in found)
         case _:
             return None
 
@@ -242,13 +244,13 @@ def document_of(record: Record, changes: Changes) -> bytes:
     return encoded
 
 
-def marking(expires_at: datetime, successor: str | None) -> dict[str, Any]:
+def marking(expires_at: datetime, successor: str, *, goes_on: bool) -> dict[str, Any]:
     """Return the update that makes a mark of a session that is regenerated away.
 
-    With a `successor` the owner stays, so that whoever ends all of his sessions finds that one.
+    If it `goes_on`, its owner stays, so that whoever ends all of his sessions finds that one.
     """
-    gone = ["data", "created_at", "seen_at"] + (["owner"] if successor is None else [])
-    kept = {"expires_at": expires_at} | ({} if successor is None else {"successor": successor})
+    gone = ["data", "created_at", "seen_at"] + ([] if goes_on else ["owner"])
+    kept = {"expires_at": expires_at, "successor": successor}
     return {"$set": kept, "$unset": dict.fromkeys(gone, 1)}
 
 

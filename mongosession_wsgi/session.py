@@ -42,6 +42,7 @@ class Session(MutableMapping[str, Any]):
         "_load",
         "_loaded",
         "_login",
+        "_mark",
         "_prints",
         "_record",
         "_replaces",
@@ -55,6 +56,7 @@ class Session(MutableMapping[str, Any]):
         self._loaded = token is None
         self._failure: StoreError | None = None
         self._record: Record | None = None
+        self._mark: Mark | None = None
         self._came = False
         self._state = State.UNTOUCHED
         self._login: str | None = None
@@ -221,6 +223,11 @@ class Session(MutableMapping[str, Any]):
         return self._record
 
     @property
+    def mark(self) -> Mark | None:
+        """What was found in place of a session that was regenerated away."""
+        return self._mark
+
+    @property
     def login_owner(self) -> str | None:
         """Who logged in during this request."""
         return self._login
@@ -252,6 +259,7 @@ class Session(MutableMapping[str, Any]):
             return
         self._token = None  # Never adopted: what is set gets a token of ours.
         if isinstance(found, Mark):
+            self._mark = found
             self.end()
 
     def rebase(self, record: Record) -> None:
@@ -301,8 +309,8 @@ class Session(MutableMapping[str, Any]):
 
     def discard(self) -> None:
         """Give up every change of this request, all but `destroy()`."""
+        self._login = None
         if self._state is State.DESTROYED:
-            self._login = None
             self._wipe()
         elif self._state is not State.UNTOUCHED:
             self.end()

@@ -150,6 +150,8 @@ class MongoStore:
         A session that was ended since it was opened stays ended: nothing is written then. Raises
         `SessionDataError`, with the stored session as it was, for what MongoDB cannot hold.
         """
+        if session.state is State.ENDED and session.mark is not None:
+            return self._log_in_again(session, session.mark)
         if session.state in (State.UNTOUCHED, State.ENDED):
             return Outcome.KEPT
         changes = session.changes()
@@ -275,7 +277,8 @@ class MongoStore:
         id_, new_token = document.id_of(token), token_urlsafe(32)
         marking = document.marking(
             self._clock() + _MARK_TIME,
-            document.id_of(new_token) if session.login_owner is None else None,
+            document.id_of(new_token),
+            goes_on=session.login_owner is None,
         )
         live = self._live(_id=id_)
         found = self._once(lambda sessions: sessions.find_one_and_update(live, marking))
@@ -289,6 +292,23 @@ class MongoStore:
             unended = {"_id": id_, "ended": {"$exists": False}} | _MARK
             self._attempt(lambda sessions: sessions.replace_one(unended, found))
             raise
+
+    def _log_in_again(self, session: Session, mark: Mark) -> Outcome:
+        """Log in where an earlier regeneration has failed between its two commands.
+
+        Any other request with the token of a mark is dropped; this one too, unless the time of
+        the earlier one is up, and what it was to store is not there.
+        """
+        if session.login_owner is None or mark.successor is None:
+            return Outcome.KEPT
+        longest = self._sessions().database.client.options.timeout
+        begun_at = mark.expires_at - _MARK_TIME
+        if longest is None or self._clock() - begun_at <= timedelta(seconds=longest):
+            return Outcome.KEPT
+        with self._deadline():
+            if not self._forestall(mark.successor):
+                return Outcome.KEPT
+            return self._insert(session, session.contents(), token_urlsafe(32))
 
     def _start(self, session: Session, changes: Changes) -> Outcome:
         """Store a session that is new, unless it is still empty."""
@@ -353,7 +373,9 @@ class MongoStore:
         if self._attempt(lambda sessions: sessions.delete_one(live).deleted_count):
             return 1
         mark = self._end_mark(id)
-        if mark is None or mark.successor in (None, keep) or self._forestall(mark.successor):
+        if mark is None or not mark.goes_on or mark.successor in (None, keep):
+            return 0
+        if self._forestall(mark.successor):
             return 0
         return self._revoke(mark.successor, keep)
 
@@ -444,7 +466,7 @@ class MongoStore:
         return client
 
     def _deadline(self) -> AbstractContextManager[None]:
-        """Give all commands of a flush together the time that a single one has."""
+        """Give all that is done within it together the time that a single command has."""
         return pymongo.timeout(self._sessions().database.client.options.timeout)
 
     def _attempt(self, command: Callable[[_Sessions], T]) -> T:
@@ -461,7 +483,8 @@ class MongoStore:
                     raise
                 return command(sessions)
 
-        return self._once(twice)
+        with self._deadline():
+            return self._once(twice)
 
     def _once(self, command: Callable[[_Sessions], T]) -> T:
         """Run a command; what the driver raises becomes an error of ours."""
@@ -493,12 +516,13 @@ class MongoStore:
         try:
             self.ensure_indexes()
         except StoreError as error:
-            if not isinstance(error.__cause__, OperationFailure):
+            reason = error.__cause__
+            if not isinstance(reason, OperationFailure) or reason.code == _LOGIN_REFUSED:
                 raise
             logger.warning(
                 "The indexes of the sessions could not be made, so expired ones pile up and the "
                 "sessions of an owner are found slowly; sessions work. MongoDB says: %s",
-                error.__cause__,
+                reason,
             )
 
 
@@ -537,7 +561,8 @@ def _info(record: Record, size: int) -> SessionInfo:
 def _explained(error: PyMongoError) -> str:
     """Say what an operator can do; the driver's words follow as the cause."""
     code = error.code if isinstance(error, OperationFailure) else None
-    if code == _LOGIN_REFUSED:
+    # After the first refusal, the driver has only a text of its own to say so.
+    if code == _LOGIN_REFUSED or "uthentication failed" in str(error):
         return (
             "MongoDB refused the login; check mongodb_username, mongodb_password and "
             "mongodb_db_name, the database that knows them"

@@ -527,10 +527,11 @@ def test_a_mark_without_data_stands_for_a_token_that_was_regenerated_away(
 
 
 def test_the_mark_of_a_login_says_nothing_of_who_logged_in(visit: Visit, clock: Clock) -> None:
-    _commit(visit.request(lambda session: session.login("alice")))
+    (response,) = _commit(visit.request(lambda session: session.login("alice")))
     assert visit.document() == {
         "_id": visit.id,
         "v": 1,
+        "successor": id_of(response.token or ""),
         "expires_at": clock.now + timedelta(seconds=60),
     }
 
@@ -805,6 +806,57 @@ def test_a_crash_between_the_commands_of_a_regeneration_leaves_no_live_session(
     assert _unchanged(late.commit())
     assert _unchanged(visit.request(lambda session: session.update(late=1)).commit())
     assert stored.count_documents({}) == 1
+
+
+@pytest.mark.parametrize("seconds", [5, 6])
+@reading_or_not
+def test_a_login_that_crashed_can_be_tried_again_when_its_time_is_up(
+    visit: Visit, settings: dict[str, Any], clock: Clock, reading: bool, seconds: int
+) -> None:
+    crashing = _CrashingStore(settings, clock=clock)
+    with pytest.raises(_CrashError):
+        visit.request(lambda session: session.login("alice"), store=crashing).commit()
+    crashing.close()
+    clock.advance(seconds=seconds)
+    again = visit.request(lambda s: (reading and s.copy(), s.login("alice"), s.update(fresh=1)))
+    response = again.commit()
+    if seconds <= 5:  # The first may still be under way.
+        assert _unchanged(response)
+        assert visit.all_live() == []
+    else:
+        assert visit.data(response.token) == {"fresh": 1}
+        assert [info.owner for info in visit.store.sessions()] == ["alice"]
+
+
+def test_of_a_slow_login_and_another_try_one_is_logged_in(
+    visit: Visit, settings: dict[str, Any], clock: Clock
+) -> None:
+    slow = _PausingStore(settings, clock=clock)
+    slow.ensure_indexes()
+    retried: list[Response] = []
+
+    def meanwhile() -> None:
+        clock.advance(seconds=6)
+        retried.extend(_commit(visit.request(lambda session: session.login("alice"))))
+
+    slow.meanwhile = meanwhile
+    first = visit.request(lambda session: session.login("alice"), store=slow).commit()
+    assert _unchanged(first)
+    assert visit.data(retried[0].token) == {}
+    assert len(visit.all_live()) == 1
+    slow.close()
+
+
+def test_a_failed_request_with_the_token_of_a_mark_logs_nobody_in(
+    visit: Visit, settings: dict[str, Any], clock: Clock
+) -> None:
+    crashing = _CrashingStore(settings, clock=clock)
+    with pytest.raises(_CrashError):
+        visit.request(lambda session: session.login("alice"), store=crashing).commit()
+    crashing.close()
+    clock.advance(seconds=6)
+    assert visit.request(lambda session: session.login("alice")).fail().cookie is None
+    assert visit.all_live() == []
 
 
 @pytest.fixture
