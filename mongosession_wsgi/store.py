@@ -319,11 +319,11 @@ class MongoStore:
 
     def _end(self, session: Session, changes: Changes) -> Outcome:
         """Delete the session, and store as a new one what was set since."""
-        token, deleted = session.claim, 0
+        token, deleted = session.claim, False
         if token is not None:
-            live = self._live(_id=document.id_of(token))
-            deleted = self._attempt(lambda sessions: sessions.delete_one(live).deleted_count)
-            if not deleted and (self._end_mark(live["_id"]) or session.record is not None):
+            id_ = document.id_of(token)
+            deleted = self._deleted(id_)
+            if not deleted and (self._end_mark(id_) or session.record is not None):
                 session.end()  # Somebody else has ended it in the meantime.
                 return Outcome.KEPT
         if changes.assigned or session.login_owner is not None:
@@ -363,14 +363,24 @@ class MongoStore:
         session.settle(contents, record, token)
         return Outcome.CREATED
 
+    def _deleted(self, id: str) -> bool:
+        """Delete a live session; what a repeated command does not find, the first one deleted."""
+        live, tries = self._live(_id=id), 0
+
+        def delete(sessions: _Sessions) -> int:
+            nonlocal tries
+            tries += 1
+            return sessions.delete_one(live).deleted_count
+
+        return bool(self._attempt(delete)) or tries > 1
+
     # Marks: what is left of sessions that were regenerated away.
 
     def _revoke(self, id: str, keep: str | None) -> int:
         """End a session, or what it was regenerated to, unless that is the one to keep."""
         if id == keep:
             return 0
-        live = self._live(_id=id)
-        if self._attempt(lambda sessions: sessions.delete_one(live).deleted_count):
+        if self._deleted(id):
             return 1
         mark = self._end_mark(id)
         if mark is None or not mark.goes_on or mark.successor in (None, keep):

@@ -16,6 +16,7 @@ from mongosession_wsgi.settings import Settings
 from .wsgi import Browser, Response
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = [README, README.parent / "SECURITY.md", *README.parent.glob("docs/*.md")]
 MADE_UP = '{"mongodb_session_db": "myapp"}'
 
 
@@ -79,6 +80,13 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert written[1] == settings_table()
 
 
-def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text()):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_are_named_are_there(page: Path) -> None:
+    for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", page.read_text()):
+        assert f"def {name}(" in (README.parent / "tests" / file).read_text(), name
