@@ -18,7 +18,6 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -81,7 +80,9 @@ class Rig:
         self.server.options = kind.value
         self.server.start()
         self.proxy = Proxy(("127.0.0.1", self.server.port))
-        self.client: MongoClient[Any] = MongoClient(self.server.uri, tz_aware=True, **self._login)
+        self.client: MongoClient[Any] = MongoClient(
+            self.server.uri, tz_aware=True, serverMonitoringMode="poll", **self._login
+        )
         self.stored = self.client[DATABASE]["sessions"]
         settings = {"mongodb_host": self.server.uri, "mongodb_session_db": DATABASE}
         self.store = MongoStore(settings, client=self.client)
@@ -392,23 +393,28 @@ FAULTS = [
 
 
 class Log(logging.Handler):
-    """Keeps what the package logs, apart for every thread."""
+    """Keeps what the package logs of the visit that is under way in a thread, and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        self.lines: defaultdict[int, list[logging.LogRecord]] = defaultdict(list)
+        self._visit = threading.local()
+
+    @contextmanager
+    def visit(self) -> Iterator[list[logging.LogRecord]]:
+        self._visit.records = records = list[logging.LogRecord]()
+        try:
+            yield records
+        finally:
+            self._visit.records = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines[threading.get_ident()].append(record)
-
-    def take(self) -> list[logging.LogRecord]:
-        """Return what this thread has logged since it last asked."""
-        return self.lines.pop(threading.get_ident(), [])
+        records = getattr(self._visit, "records", None)
+        if records is not None:
+            records.append(record)
 
 
 LOG = Log()
-logging.getLogger("mongosession_wsgi").addHandler(LOG)
 
 
 class Gates:
@@ -438,11 +444,10 @@ class Visit:
         self.token = self.browser.token
 
     def __call__(self) -> Visit:
-        LOG.take()
         self._began_at, self.raised = time.monotonic(), None
-        self.response = self.browser.get("/", **{"faults.visit": self})
+        with LOG.visit() as self.log:
+            self.response = self.browser.get("/", **{"faults.visit": self})
         self.seconds = time.monotonic() - self._began_at
-        self.log = LOG.take()
         if self.gates is not None:
             self.gates.done.wait(LONGEST_WAIT)
         return self
@@ -706,7 +711,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = LONGEST_WAIT) -> 
 @contextmanager
 def rigs(timeout: float) -> Iterator[Callable[[Server], Rig]]:
     """Yield what starts each kind of server once, when first asked for it."""
+    logger = logging.getLogger("mongosession_wsgi")
     with ExitStack() as stack:
+        logger.addHandler(LOG)
+        stack.callback(logger.removeHandler, LOG)
         started: dict[Server, Rig] = {}
 
         def rig_of(kind: Server) -> Rig:

@@ -14,7 +14,8 @@ _GARBAGE = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection:
 _HEADER = 16
 _MAX_TIME = re.compile(rb"(\x10maxTimeMS\0).{4}", re.DOTALL)
 _OP_MSG = 2013
-_OF_THE_DRIVER = {"hello", "isMaster", "ismaster", "ping", "endSessions", "saslStart"}
+_OF_THE_DRIVER = {"hello", "isMaster", "ismaster", "ping", "endSessions"}
+_OF_THE_DRIVER |= {"saslStart", "saslContinue"}
 _LONGEST_WAIT = 10.0
 
 _Fault = Callable[["_Link", bytes], bool]
