@@ -1015,7 +1015,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(table(results.rows, is_coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         print("", _LEGEND, "", *results.summary(), sep="\n")
-        print(*(f"WRONG {what}" for what in results.wrong), sep="\n")
+        for what in results.wrong:
+            print(f"WRONG {what}")
     return 1 if results.wrong else 0
 
 
