@@ -138,7 +138,7 @@ class MongoStore:
         found = self._attempt(lambda sessions: sessions.find_one({"_id": id_}))
         if found is None:
             return None
-        record = document.decode(bytes(found.raw))
+        record = _decoded(found)
         if record is None:
             logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
             return None
