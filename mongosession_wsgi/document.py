@@ -84,10 +84,12 @@ class Changes(NamedTuple):
     """Whether what is stored goes, whatever it is, and `assigned` is all that stays."""
     prints: dict[str, bytes]
     """The bytes of what is assigned, to compare later changes with."""
+    until: datetime | None = None
+    """When the session is to die, if that was said; else the idle time from now on."""
 
     @property
     def any(self) -> bool:
-        return bool(self.assigned or self.removed or self.replaces)
+        return bool(self.assigned or self.removed or self.replaces or self.until)
 
 
 def id_of(token: str) -> str:
@@ -158,11 +160,16 @@ def too_large(what: str) -> SessionDataError:
 
 
 def decode(raw: bytes) -> Record | Mark | None:
-    """Read a stored document; None is one that is not of our form."""
+    """Read the bytes of a stored document; None is one that is not of our form."""
     try:
         found = bson.decode(raw, codec_options=CODEC)
     except BSONError:
         return None
+    return read(found)
+
+
+def read(found: Mapping[str, Any]) -> Record | Mark | None:
+    """Read a stored document, decoded by `CODEC`; None is one that is not of our form."""
     match found:
         case {
             "_id": str() as id_,
@@ -173,9 +180,7 @@ def decode(raw: bytes) -> Record | Mark | None:
             "seen_at": datetime() as seen_at,
             "expires_at": datetime() as expires_at,
         }:
-            # Escaped keys are rare; a look at the bytes spares most sessions a walk.
-            contents = _unescaped(data) if b"%" in raw else data
-            return Record(id_, contents, owner, created_at, seen_at, expires_at)
+            return Record(id_, _unescaped(data), owner, created_at, seen_at, expires_at)
         case {"_id": str() as id_, "v": 1, "expires_at": datetime() as expires_at} if (
             "data" not in found
         ):
@@ -209,16 +214,22 @@ def difference(
 def update_of(changes: Changes, seen_at: datetime, expires_at: datetime | None) -> dict[str, Any]:
     """Return the update that makes `changes`, and moves the moments forward but never back.
 
-    `expires_at` is None where a session cannot live longer than it was given at first.
+    `expires_at` is None where a session cannot live longer than it was given at first; it moves
+    back only if that is one of the changes.
     """
     moments = {"seen_at": seen_at}
-    if expires_at is not None:
+    fields: dict[str, Any] = {}
+    if changes.until is not None:
+        fields["expires_at"] = expires_at
+    elif expires_at is not None:
         moments["expires_at"] = expires_at
-    update: dict[str, Any] = {"$max": moments}
     if changes.replaces:
-        update["$set"] = {"data": _fields(changes.assigned)}
-    elif changes.assigned:
-        update["$set"] = _fields(changes.assigned, "data.")
+        fields["data"] = _fields(changes.assigned)
+    else:
+        fields |= _fields(changes.assigned, "data.")
+    update: dict[str, Any] = {"$max": moments}
+    if fields:
+        update["$set"] = fields
     if changes.removed:
         update["$unset"] = _fields(dict.fromkeys(changes.removed, 1), "data.")
     return update
@@ -263,12 +274,19 @@ def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {prefix + escape(key): value for key, value in values.items()}
 
 
-def _unescaped(value: Any) -> Any:
+def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
+    return {
+        unescape(name) if "%" in name else name: (
+            _unescaped_within(value) if type(value) in (dict, list) else value
+        )
+        for name, value in stored.items()
+    }
+
+
+def _unescaped_within(value: Any) -> Any:
     if isinstance(value, dict):
-        return {unescape(name): _unescaped(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_unescaped(item) for item in value]
-    return value
+        return _unescaped(value)
+    return [_unescaped_within(item) for item in value] if isinstance(value, list) else value
 
 
 def _form(value: Any, path: _Path, depth: int) -> Any:

@@ -7,12 +7,13 @@ from contextlib import closing
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .caching import Headers, keep_cookie_private, vary_on_cookie
-from .cookie import Cookie, CookiePolicy
-from .errors import StoreError, logger, warn
-from .session import Session, State
+from .caching import Headers
+from .cookie import CookiePolicy
+from .errors import StoreError, logger
+from .exchange import Exchange
+from .session import Session
 from .settings import Settings
-from .store import MongoStore, Outcome
+from .store import MongoStore, Store
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -42,19 +43,19 @@ class SessionMiddleware:
         app: WSGIApplication,
         settings: Mapping[str, Any] | Settings,
         *,
-        store: MongoStore | None = None,
+        store: Store | None = None,
     ) -> None:
         parsed = Settings.parse(settings)
         self._app = app
         self._cookies = CookiePolicy(parsed)
-        self._store = MongoStore(parsed) if store is None else store
+        self._store: Store = MongoStore(parsed) if store is None else store
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if isinstance(environ.get(KEY), Session):  # An outer middleware of ours has put it there.
             return self._app(environ, start_response)
-        cookie = self._cookies.cookie_for(environ)
-        session = environ[KEY] = self._store.open(cookie.read(environ))
-        response = _Response(self._store, session, self._cookies, cookie, environ, start_response)
+        exchange = Exchange(self._store, self._cookies, environ)
+        environ[KEY] = exchange.session
+        response = _Response(exchange, environ, start_response)
         try:
             response.body = body = self._app(environ, response.start)
             if response.started and _is_whole(body, environ):
@@ -80,37 +81,23 @@ class _Response:
     """The response on its way, held back until its session is stored."""
 
     __slots__ = (
-        "_cookie",
-        "_cookies",
         "_environ",
+        "_exchange",
         "_held",
         "_phase",
-        "_session",
-        "_set_cookie",
         "_start_response",
-        "_store",
         "_write",
         "body",
     )
 
     def __init__(
-        self,
-        store: MongoStore,
-        session: Session,
-        cookies: CookiePolicy,
-        cookie: Cookie,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
+        self, exchange: Exchange, environ: WSGIEnvironment, start_response: StartResponse
     ) -> None:
-        self._store = store
-        self._session = session
-        self._cookies = cookies
-        self._cookie = cookie
+        self._exchange = exchange
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
         self._held: tuple[str, Headers] | None = None
-        self._set_cookie: str | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
 
@@ -123,7 +110,7 @@ class _Response:
     ) -> Callable[[bytes], object]:
         """Be the application's `start_response` (PEP 3333): hold back what the server is to get."""
         if self._phase is _Phase.COMMITTED:
-            return self._start_response(status, self._with_ours(headers), exc_info)
+            return self._start_response(status, self._exchange.headers(headers), exc_info)
         if self._held is not None and exc_info is None:
             raise AssertionError("start_response was called again without exc_info (PEP 3333)")
         self._held = status, list(headers)
@@ -152,7 +139,7 @@ class _Response:
                 close()
         finally:
             if self._phase is _Phase.COMMITTED:
-                self._store_late_changes()
+                self._exchange.close()
             else:
                 self.abandon()
 
@@ -163,21 +150,15 @@ class _Response:
         if self._held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
         status, headers = self._held
-        if status.startswith("500") and self._session.failure is not None:
-            raise self._session.failure  # Which the framework has caught and made a 500 of.
-        if status.startswith("5"):
-            self._session.discard()
-        outcome = self._store.flush(self._session)
-        self._set_cookie = self._cookie_after(outcome)
+        self._exchange.commit(status)
         self._phase = _Phase.COMMITTED
-        self._write = self._start_response(status, self._with_ours(headers))
+        self._write = self._start_response(status, self._exchange.headers(headers))
 
     def abandon(self) -> None:
         """Give up a request that failed before its commit; only `destroy()` is carried out."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.ABANDONED
-            if self._session.state is State.DESTROYED:
-                self._store.destroy(self._session)
+            self._exchange.abandon()
 
     def refuse(self, error: StoreError) -> bytes:
         """Answer 503 for a request whose session could not be loaded or stored; return the body."""
@@ -187,46 +168,6 @@ class _Response:
         logger.error("Answered 503: %s", error, exc_info=error)
         self._start_response("503 Service Unavailable", list(_UNAVAILABLE_HEADERS))
         return b"" if self._environ["REQUEST_METHOD"] == "HEAD" else _UNAVAILABLE
-
-    def _cookie_after(self, outcome: Outcome) -> str | None:
-        """Return the Set-Cookie header that the browser needs now, if any."""
-        token = self._session.claim
-        if outcome is Outcome.DESTROYED:
-            return self._cookie.expire()
-        renewed = outcome is Outcome.RENEWED and self._cookie.max_age is not None
-        if token is not None and (renewed or outcome is Outcome.CREATED):
-            return self._cookies.issue(self._cookie, token, self._environ)
-        return None
-
-    def _with_ours(self, headers: Headers) -> Headers:
-        """Return the application's headers and ours, in a list of its own."""
-        headers = list(headers)
-        if self._session.state is not State.UNTOUCHED:
-            vary_on_cookie(headers)
-        if self._set_cookie is not None:
-            keep_cookie_private(headers)
-            headers.append(("Set-Cookie", self._set_cookie))
-        return headers
-
-    def _store_late_changes(self) -> None:
-        """Write what was changed after the commit, if the browser has a cookie for it."""
-        session = self._session
-        if session.state is State.DESTROYED:
-            session.discard()
-            self._store.flush(session)
-        elif session.state is State.REGENERATED:
-            warn(
-                "A session was logged in or regenerated after its response had begun. This and "
-                "what else was changed since is lost, because the browser can get no new token."
-            )
-        elif session.state is State.OPEN and session.changes().any:
-            if session.id is not None:
-                self._store.flush(session)
-            elif session.state is State.OPEN:
-                warn(
-                    "A session was first filled after its response had begun. It is not stored, "
-                    "because the browser can get no cookie; fill it before the first item."
-                )
 
 
 def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:

@@ -48,6 +48,7 @@ class Session(MutableMapping[str, Any]):
         "_replaces",
         "_state",
         "_token",
+        "_until",
     )
 
     def __init__(self, token: str | None, load: Callable[[str], Record | Mark | None]) -> None:
@@ -60,6 +61,7 @@ class Session(MutableMapping[str, Any]):
         self._came = False
         self._state = State.UNTOUCHED
         self._login: str | None = None
+        self._until: datetime | None = None
         self._data: dict[str, Any] = {}
         # What is known to be stored, and the bytes of those values of it that were handed out.
         self._base: dict[str, Any] = {}
@@ -285,14 +287,24 @@ class Session(MutableMapping[str, Any]):
         kept = {key: self._base[key] for key in self._base if key not in changes.removed}
         self._data = kept | assigned
 
+    def live_until(self, moment: datetime) -> None:
+        """Have the session die at `moment`, an aware datetime, not after the idle time from now on.
+
+        For the adapter of a framework that says so whenever it saves, as Django does. It may be
+        earlier than before, and is bound by `session_lifetime`.
+        """
+        self._identity()
+        self._until = moment
+
     def changes(self) -> Changes:
         """Return what the request changed. Raises `SessionDataError` for what cannot be stored."""
         base = {} if self._replaces else self._base
-        return document.difference(self._data, base, self._prints)._replace(replaces=self._replaces)
+        changes = document.difference(self._data, base, self._prints)
+        return changes._replace(replaces=self._replaces, until=self._until)
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
-        return document.difference(self._data, {}, {})
+        return document.difference(self._data, {}, {})._replace(until=self._until)
 
     def settle(self, changes: Changes, record: Record | None, token: str | None) -> None:
         """Take note that `changes` are stored, under `token`; `record` is None if never loaded."""
@@ -301,7 +313,8 @@ class Session(MutableMapping[str, Any]):
         self._base = base | {key: self._data.get(key) for key in changes.assigned}
         self._prints |= changes.prints
         self._record, self._token = record, token
-        self._replaces, self._login, self._state = False, None, State.OPEN
+        self._replaces, self._login, self._until = False, None, None
+        self._state = State.OPEN
 
     def end(self) -> None:
         """Take note that the session is over: nothing of it is written any more."""
@@ -309,7 +322,7 @@ class Session(MutableMapping[str, Any]):
 
     def discard(self) -> None:
         """Give up every change of this request, all but `destroy()`."""
-        self._login = None
+        self._login = self._until = None
         if self._state is State.DESTROYED:
             self._wipe()
         elif self._state is not State.UNTOUCHED:

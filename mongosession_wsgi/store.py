@@ -11,11 +11,13 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from secrets import token_urlsafe
 from threading import Lock
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, Protocol, TypeVar
 from weakref import finalize
 
 import pymongo
 from bson.codec_options import CodecOptions
+from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import IndexModel, MongoClient, ReadPreference, WriteConcern
 from pymongo.collection import Collection
@@ -34,10 +36,12 @@ from .session import Session, State
 from .settings import Settings
 
 T = TypeVar("T")
-_Sessions = Collection[RawBSONDocument]
+_Sessions = Collection[dict[str, Any]]
+_RAW = CodecOptions(document_class=RawBSONDocument)
 
 _MARK_TIME = timedelta(seconds=60)
 _RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
+_NO_TIME = 0.001
 _TOO_LARGE = {10334, 17419, 17420}
 _LOGIN_REFUSED = 18
 _NOT_ALLOWED = 13
@@ -63,6 +67,19 @@ class Outcome(Enum):
     RENEWED = "the session lives longer than the browser was told"
     CREATED = "it has a new token"
     DESTROYED = "it is no more"
+
+
+class Store(Protocol):
+    """What a request needs of a store; the tests that one must pass are in `testing`."""
+
+    def open(self, token: str | None) -> Session:
+        """Return the session that a request with `token` has, not loaded; do no I/O."""
+
+    def flush(self, session: Session) -> Outcome:
+        """Write the session's changes, and say what that means for its cookie."""
+
+    def destroy(self, session: Session) -> bool:
+        """Delete the session; False, and a `SessionWarning`, if that failed."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,7 @@ class MongoStore:
         """Return a new session that is stored already, also if it is empty."""
         session = self.open(None)
         session.update(data or {})
-        with self._deadline():
+        with self._deadline(monotonic()):
             self._insert(session, session.contents(), token_urlsafe(32))
         return session
 
@@ -135,10 +152,13 @@ class MongoStore:
     def load(self, token: str) -> Record | Mark | None:
         """Return what stands under the id of `token`, unless it is expired or not of our form."""
         id_ = document.id_of(token)
-        found = self._attempt(lambda sessions: sessions.find_one({"_id": id_}))
-        if found is None:
-            return None
-        record = _decoded(found)
+        try:
+            found = self._attempt(lambda sessions: sessions.find_one({"_id": id_}))
+            if found is None:
+                return None
+            record = document.read(found)
+        except BSONError:
+            record = None
         if record is None:
             logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
             return None
@@ -159,14 +179,19 @@ class MongoStore:
             return Outcome.KEPT
         if session.failure is not None:
             raise session.failure
-        with self._deadline():
+        begun = monotonic()
+        if session.state is State.OPEN and session.claim is not None:
+            outcome = self._update(session, session.claim, changes)
+            if outcome is not None:
+                return outcome
+        with self._deadline(begun):
             if session.state is State.DESTROYED:
                 return self._end(session, changes)
             if session.claim is None:
                 return self._start(session, changes)
             if session.state is State.REGENERATED:
                 return self._regenerate(session, session.claim)
-            return self._update(session, session.claim, changes)
+            return self._explore(session)
 
     def destroy(self, session: Session) -> bool:
         """Delete the session; False, and a `SessionWarning`, if the database failed."""
@@ -180,11 +205,16 @@ class MongoStore:
 
     # All sessions.
 
+    @property
+    def collection(self) -> Collection[RawBSONDocument]:
+        """This process's collection, its documents undecoded, for `document.decode` to read."""
+        return _raw(self._sessions())
+
     def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
         """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first."""
         live = self._live() if owner is None else self._live(owner=owner)
         try:
-            with self._sessions().find(live, sort=[("seen_at", -1)], allow_disk_use=True) as found:
+            with self.collection.find(live, sort=[("seen_at", -1)], allow_disk_use=True) as found:
                 for raw in found:
                     record = _decoded(raw)
                     if isinstance(record, Record):
@@ -231,11 +261,11 @@ class MongoStore:
 
     # What flush is made of.
 
-    def _update(self, session: Session, token: str, changes: Changes) -> Outcome:
-        """Write the difference. The session must be live, there is no upsert."""
+    def _update(self, session: Session, token: str, changes: Changes) -> Outcome | None:
+        """Write the difference. The session must be live, there is no upsert: None if it is not."""
         now, record = self._clock(), session.record
         live: dict[str, Any] = {
-            "_id": document.id_of(token),
+            "_id": document.id_of(token) if record is None else record.id,
             "v": document.VERSION,
             "data": {"$type": _OBJECT},
             "expires_at": {"$gt": now},
@@ -243,18 +273,14 @@ class MongoStore:
         if record is None:
             live["created_at"], expires_at = self._of_unknown_age(now)
         else:
-            expires_at = self._expiry(now, record.created_at)
+            record = self._used(record, now, changes.until)
+            expires_at = record.expires_at
         update = document.update_of(changes, now, expires_at)
         if self._attempt(lambda sessions: sessions.update_one(live, update).matched_count):
             renewed = record is None or self._is_renewal_due(session)
-            if record is not None:
-                record = record._replace(
-                    seen_at=max(now, record.seen_at),
-                    expires_at=max(expires_at or now, record.expires_at),
-                )
             session.settle(changes, record, token)
             return Outcome.RENEWED if renewed else Outcome.KEPT
-        return self._explore(session)
+        return None
 
     def _explore(self, session: Session) -> Outcome:
         """Find out why no live session was there to be written to, and do what is to be done then.
@@ -281,7 +307,7 @@ class MongoStore:
             goes_on=session.login_owner is None,
         )
         live = self._live(_id=id_)
-        found = self._once(lambda sessions: sessions.find_one_and_update(live, marking))
+        found = self._once(lambda sessions: _raw(sessions).find_one_and_update(live, marking))
         record = _decoded(found)
         if found is None or not isinstance(record, Record):
             return self._explore(session)
@@ -290,7 +316,7 @@ class MongoStore:
             return self._insert(session, session.contents(), new_token, record)
         except SessionDataError:
             unended = {"_id": id_, "ended": {"$exists": False}} | _MARK
-            self._attempt(lambda sessions: sessions.replace_one(unended, found))
+            self._attempt(lambda sessions: _raw(sessions).replace_one(unended, found))
             raise
 
     def _log_in_again(self, session: Session, mark: Mark) -> Outcome:
@@ -305,7 +331,7 @@ class MongoStore:
         begun_at = mark.expires_at - _MARK_TIME
         if longest is None or self._clock() - begun_at <= timedelta(seconds=longest):
             return Outcome.KEPT
-        with self._deadline():
+        with self._deadline(monotonic()):
             if not self._forestall(mark.successor):
                 return Outcome.KEPT
             return self._insert(session, session.contents(), token_urlsafe(32))
@@ -346,14 +372,10 @@ class MongoStore:
             owner=session.login_owner,
             created_at=now,
             seen_at=now,
-            expires_at=self._expiry(now, now),
+            expires_at=self._expiry(now, now, contents.until),
         )
         if predecessor is not None and session.login_owner is None:
-            record = predecessor._replace(
-                id=record.id,
-                seen_at=max(predecessor.seen_at, now),
-                expires_at=max(predecessor.expires_at, self._expiry(now, predecessor.created_at)),
-            )
+            record = self._used(predecessor, now, contents.until)._replace(id=record.id)
         stored = RawBSONDocument(document.document_of(record, contents))
         self._ensure_indexes_once()
         inserted = self._attempt(lambda sessions: _inserted(sessions, stored))
@@ -392,15 +414,16 @@ class MongoStore:
     def _marks(self, owner: str) -> list[Mark]:
         """Return the marks whose successor is, or is to be, a session of this owner."""
         marks = {"owner": owner} | _MARK
-        found = self._attempt(lambda sessions: [_decoded(raw) for raw in sessions.find(marks)])
-        return [mark for mark in found if isinstance(mark, Mark)]
+        found = self._attempt(lambda sessions: list(_raw(sessions).find(marks)))
+        return [mark for mark in map(_decoded, found) if isinstance(mark, Mark)]
 
     def _end_mark(self, id: str) -> Mark | None:
         """Note on a mark that its session must not be put back; return the mark."""
         mark = _MARK | {"_id": id, "expires_at": {"$gt": self._clock()}}
         ended = {"$set": {"ended": True}}
-        found = _decoded(self._attempt(lambda sessions: sessions.find_one_and_update(mark, ended)))
-        return found if isinstance(found, Mark) else None
+        found = self._attempt(lambda sessions: _raw(sessions).find_one_and_update(mark, ended))
+        ended_mark = _decoded(found)
+        return ended_mark if isinstance(ended_mark, Mark) else None
 
     def _forestall(self, id: str) -> bool:
         """End a session that is still to be inserted; False if it is there already."""
@@ -409,11 +432,20 @@ class MongoStore:
 
     # When a session dies.
 
-    def _expiry(self, now: datetime, created_at: datetime) -> datetime:
-        idle_until = now + self._settings.idle
+    def _expiry(
+        self, now: datetime, created_at: datetime, until: datetime | None = None
+    ) -> datetime:
+        idle_until = until or now + self._settings.idle
         if self._settings.lifetime is None:
             return idle_until
         return min(idle_until, created_at + self._settings.lifetime)
+
+    def _used(self, record: Record, now: datetime, until: datetime | None) -> Record:
+        """Return `record` after a use of its session; no moment moves back unless it is to."""
+        expires_at = self._expiry(now, record.created_at, until)
+        if until is None:
+            expires_at = max(expires_at, record.expires_at)
+        return record._replace(seen_at=max(now, record.seen_at), expires_at=expires_at)
 
     def _of_unknown_age(self, now: datetime) -> tuple[dict[str, Any], datetime | None]:
         """Return the `created_at` that a session must have to be given a new expiry unseen.
@@ -465,7 +497,7 @@ class MongoStore:
             ) from None
         return client.get_database(self._database).get_collection(
             settings.collection,
-            codec_options=CodecOptions(document_class=RawBSONDocument),
+            codec_options=document.CODEC,
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern("majority"),
         )
@@ -475,26 +507,29 @@ class MongoStore:
         finalize(self, _close_in_its_process, client, os.getpid())
         return client
 
-    def _deadline(self) -> AbstractContextManager[None]:
-        """Give all that is done within it together the time that a single command has."""
-        return pymongo.timeout(self._sessions().database.client.options.timeout)
+    def _deadline(self, begun: float) -> AbstractContextManager[None]:
+        """Give what is done within it what is left, since `begun`, of a single command's time.
+
+        The driver bounds each command by itself; this is for several that serve one request.
+        """
+        timeout = self._sessions().database.client.options.timeout
+        left = None if timeout is None else max(timeout - (monotonic() - begun), _NO_TIME)
+        return pymongo.timeout(left)
 
     def _attempt(self, command: Callable[[_Sessions], T]) -> T:
         """Run a command that may be repeated, and repeat it if the connection broke.
 
         The driver repeats writes too, but not on a standalone server.
         """
-
-        def twice(sessions: _Sessions) -> T:
-            try:
-                return command(sessions)
-            except ConnectionFailure as error:
-                if error.timeout:
-                    raise
-                return command(sessions)
-
-        with self._deadline():
-            return self._once(twice)
+        begun = monotonic()
+        try:
+            return self._once(command)
+        except StoreError as error:
+            reason = error.__cause__
+            if not isinstance(reason, ConnectionFailure) or reason.timeout:
+                raise
+        with self._deadline(begun):
+            return self._once(command)
 
     def _once(self, command: Callable[[_Sessions], T]) -> T:
         """Run a command; what the driver raises becomes an error of ours."""
@@ -550,6 +585,10 @@ def _inserted(sessions: _Sessions, new: RawBSONDocument) -> bool:
             raise
         return False
     return True
+
+
+def _raw(sessions: _Sessions) -> Collection[RawBSONDocument]:
+    return sessions.with_options(codec_options=_RAW)
 
 
 def _decoded(found: RawBSONDocument | None) -> Record | Mark | None:

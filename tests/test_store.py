@@ -325,3 +325,33 @@ def test_a_database_that_is_down_is_a_store_error(settings: dict[str, Any]) -> N
     with pytest.warns(SessionWarning, match="could not be destroyed"):
         assert store.destroy(store.open("t" * 43)) is False
     store.close()
+
+
+def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clock: Clock) -> None:
+    token = store.create({"a": 1}).token or ""
+    soon = clock.now + timedelta(minutes=5)
+    for change in (False, True):
+        session = store.retrieve(token)
+        assert session is not None
+        session.live_until(soon)
+        if change:
+            session["a"] = 2
+        store.flush(session)
+        assert session.expires_at == soon
+        assert (store.retrieve(token) or session).expires_at == soon
+    session.regenerate()
+    session.live_until(soon)
+    store.flush(session)
+    clock.advance(minutes=6)
+    assert store.retrieve(session.token or "") is None
+
+
+def test_an_expiry_that_is_said_is_bound_by_the_lifetime(store: MongoStore, clock: Clock) -> None:
+    session = store.open(None)
+    session["a"] = 1
+    session.live_until(clock.now + timedelta(days=1000))
+    store.flush(session)
+    assert session.expires_at == clock.now + timedelta(days=30)
+    session["a"] = 2
+    store.flush(session)
+    assert session.expires_at == clock.now + timedelta(days=30)

@@ -18,9 +18,16 @@ MAY_IMPORT = {
     "document": {"errors"},
     "session": {"errors", "document"},
     "store": {"errors", "settings", "document", "session"},
-    "middleware": {"errors", "settings", "cookie", "caching", "session", "store"},
+    "exchange": {"errors", "caching", "cookie", "session", "store"},
+    "middleware": {"errors", "caching", "cookie", "exchange", "session", "settings", "store"},
     "embedded": {"errors"},
+    "administration": {"errors", "document", "settings", "store"},
+    "cli": {"errors", "administration", "embedded", "settings", "store"},
 }
+FRAMEWORKS = {"bottle", "django", "falcon", "flask", "paste", "pyramid"}
+ON_TOP = {"errors", "cookie", "exchange", "middleware", "session", "settings", "store"}
+"""What the modules of the frameworks, which nothing of ours imports, are made of."""
+MAY_IMPORT |= dict.fromkeys(FRAMEWORKS, ON_TOP)
 
 
 def imports_of(module: Path) -> set[str]:
