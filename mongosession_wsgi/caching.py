@@ -10,6 +10,9 @@ Headers = list[tuple[str, str]]
 def vary_on_cookie(headers: Headers) -> None:
     """Add `Cookie` to what the response varies on, once (RFC 9110, section 12.5.5)."""
     varies = [value for name, value in headers if name.lower() == "vary"]
+    if not varies:
+        headers.append(("Vary", "Cookie"))
+        return
     names = parse_set_header(", ".join(varies))
     if "cookie" not in names and "*" not in names:
         _extend(headers, "Vary", "Cookie")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")
 _HOST = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::\d*)?")
-_PROXY_HEADERS = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_", "HTTP_X_REAL_IP", "HTTP_VIA")
+_FROM_A_PROXY = re.compile(r"HTTP_(?:FORWARDED|X_FORWARDED_|X_REAL_IP|VIA)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +40,16 @@ class Cookie:
     partitioned: bool
     max_age: timedelta | None
 
-    @cached_property
-    def _values_in(self) -> Callable[[str], list[str]]:
-        return re.compile(rf"(?:^|;)[ \t]*{re.escape(self.name)}=([^;]*)").findall
-
     def read(self, environ: WSGIEnvironment) -> str | None:
         """Return the token that the request brings; whatever else stands there is None."""
-        header = environ.get("HTTP_COOKIE", "")
-        if self.name not in header:
+        header, start = environ.get("HTTP_COOKIE", ""), f"{self.name}="
+        if start not in header:
             return None
-        found = {value.rstrip(" \t") for value in self._values_in(header)}
+        found = set()
+        for pair in header.split(";"):
+            stripped = pair.strip(" \t")
+            if stripped.startswith(start):
+                found.add(stripped.removeprefix(start))
         if len(found) > 1:
             logger.warning(
                 "The request has several cookies named %s: none of them is used. Look for another "
@@ -201,7 +200,7 @@ def _is_development(environ: WSGIEnvironment) -> bool:
         environ["wsgi.url_scheme"] == "http"
         and _is_loopback(environ.get("HTTP_HOST") or environ.get("SERVER_NAME", ""))
         and (not peer or _is_loopback(peer))
-        and not any(name.startswith(_PROXY_HEADERS) for name in environ)
+        and not _FROM_A_PROXY.search(" ".join(environ))
     )
 
 

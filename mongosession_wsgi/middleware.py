@@ -51,7 +51,7 @@ class SessionMiddleware:
         self._store: Store = MongoStore(parsed) if store is None else store
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if isinstance(environ.get(KEY), Session):  # An outer middleware of ours has put it there.
+        if KEY in environ and isinstance(environ[KEY], Session):  # By an outer one of ours.
             return self._app(environ, start_response)
         exchange = Exchange(self._store, self._cookies, environ)
         environ[KEY] = exchange.session

@@ -11,7 +11,7 @@ from . import document
 from .document import Changes, Mark, Record
 from .errors import SessionDataError, StoreError
 
-_IMMUTABLE = frozenset(document.IMMUTABLE)
+_UNCHANGED = Changes({}, frozenset(), False, {})
 
 
 class State(Enum):
@@ -64,6 +64,7 @@ class Session(MutableMapping[str, Any]):
         self._until: datetime | None = None
         self._data: dict[str, Any] = {}
         # What is known to be stored, and the bytes of those values of it that were handed out.
+        # It is the very dict of the data until that is changed.
         self._base: dict[str, Any] = {}
         self._prints: dict[str, bytes] = {}
         self._replaces = False
@@ -75,18 +76,20 @@ class Session(MutableMapping[str, Any]):
         if key not in self._data:
             self._read()
         value = self._data[key]
-        if type(value) not in _IMMUTABLE and key not in self._prints:
+        if type(value) not in document.IMMUTABLE and key not in self._prints:
             self._take_print(key, value)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._touch()
         document.encode(key, value)
+        self._unshare()
         self._data[key] = value
 
     def __delitem__(self, key: str) -> None:
         self._touch()
         self._read()
+        self._unshare()
         del self._data[key]
 
     def __contains__(self, key: object) -> bool:
@@ -118,7 +121,7 @@ class Session(MutableMapping[str, Any]):
         """Remove every key; on a session that was not looked at, without reading it."""
         self._touch()
         if self._loaded:
-            self._data.clear()
+            self._data = {}
         else:
             self._wipe()
 
@@ -266,6 +269,10 @@ class Session(MutableMapping[str, Any]):
 
     def rebase(self, record: Record) -> None:
         """Take `record` for what is stored, and this request's changes for changes of it."""
+        if self._login is None and not (self._data or self._base or self._replaces):
+            self._record, self._came, self._loaded = record, True, True
+            self._base = self._data = record.data
+            return
         changes = self.changes()
         self._replaces = changes.replaces or (
             self._login is not None and record.owner not in (None, self._login)
@@ -298,19 +305,25 @@ class Session(MutableMapping[str, Any]):
 
     def changes(self) -> Changes:
         """Return what the request changed. Raises `SessionDataError` for what cannot be stored."""
-        base = {} if self._replaces else self._base
-        changes = document.difference(self._data, base, self._prints)
-        return changes._replace(replaces=self._replaces, until=self._until)
+        if self._data is self._base and not (self._prints or self._until):
+            return _UNCHANGED
+        return document.difference(
+            self._data, self._base, self._prints, replaces=self._replaces, until=self._until
+        )
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
-        return document.difference(self._data, {}, {})._replace(until=self._until)
+        return document.difference(self._data, {}, {}, until=self._until)
 
     def settle(self, changes: Changes, record: Record | None, token: str | None) -> None:
         """Take note that `changes` are stored, under `token`; `record` is None if never loaded."""
-        base = {} if changes.replaces else self._base
-        base = {key: value for key, value in base.items() if key not in changes.removed}
-        self._base = base | {key: self._data.get(key) for key in changes.assigned}
+        base = {} if changes.replaces else self._base.copy()
+        for key in changes.removed:
+            del base[key]
+        for key in changes.assigned:
+            base[key] = self._data.get(key)
+            self._prints.pop(key, None)
+        self._base = base
         self._prints |= changes.prints
         self._record, self._token = record, token
         self._replaces, self._login, self._until = False, None, None
@@ -331,6 +344,10 @@ class Session(MutableMapping[str, Any]):
     def _touch(self) -> None:
         if self._state is State.UNTOUCHED:
             self._state = State.OPEN
+
+    def _unshare(self) -> None:
+        if self._data is self._base:
+            self._data = self._base.copy()
 
     def _read(self) -> None:
         if not self._replaces:
