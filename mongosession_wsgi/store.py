@@ -28,6 +28,7 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
 )
+from pymongo.results import DeleteResult
 
 from . import document
 from .document import Changes, Mark, Record
@@ -42,6 +43,7 @@ _RAW = CodecOptions(document_class=RawBSONDocument)
 _MARK_TIME = timedelta(seconds=60)
 _RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
 _NO_TIME = 0.001
+_AT_A_TIME = 10_000
 _TOO_LARGE = {10334, 17419, 17420}
 _TRANSIENT = {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 """The errors that the specification of retryable reads of MongoDB's drivers has repeated."""
@@ -236,10 +238,13 @@ class MongoStore:
     def revoke_all(self, owner: str, keep: str | None = None) -> int:
         """End all sessions of `owner` but the one whose id is `keep`; return how many were live.
 
-        A login at the same time is not undone, for its session was not there yet.
+        Those end that are there when it begins: a login at the same time is not undone.
         """
         live = self._live(owner=owner, _id={"$ne": keep})
-        ended = self._attempt(lambda sessions: sessions.delete_many(live).deleted_count)
+        ids = self._attempt(lambda sessions: [one["_id"] for one in sessions.find(live, ["_id"])])
+        ended = sum(
+            self._ended(ids[first : first + _AT_A_TIME]) for first in range(0, len(ids), _AT_A_TIME)
+        )
         return ended + sum(self._revoke(mark.id, keep) for mark in self._marks(owner))
 
     def purge(self) -> int:
@@ -389,15 +394,29 @@ class MongoStore:
         return Outcome.CREATED
 
     def _deleted(self, id: str) -> bool:
-        """Delete a live session; what a repeated command does not find, the first one deleted."""
-        live, tries = self._live(_id=id), 0
+        """Delete a live session; say whether it was there."""
+        live = self._live(_id=id)
+        return bool(self._counted(1, lambda sessions: sessions.delete_one(live)))
 
-        def delete(sessions: _Sessions) -> int:
+    def _ended(self, ids: list[str]) -> int:
+        """Delete live sessions; return how many were there."""
+        live = self._live(_id={"$in": ids})
+        return self._counted(len(ids), lambda sessions: sessions.delete_many(live))
+
+    def _counted(self, there: int, delete: Callable[[_Sessions], DeleteResult]) -> int:
+        """Delete sessions; return how many, which is all that were `there` if it was repeated.
+
+        What a repeated command does not find, the first one deleted.
+        """
+        tries = 0
+
+        def attempt(sessions: _Sessions) -> int:
             nonlocal tries
             tries += 1
-            return sessions.delete_one(live).deleted_count
+            return delete(sessions).deleted_count
 
-        return bool(self._attempt(delete)) or tries > 1
+        deleted = self._attempt(attempt)
+        return deleted if tries == 1 else there
 
     # Marks: what is left of sessions that were regenerated away.
 
