@@ -4,12 +4,12 @@ import falcon
 from page import PRODUCTS, page
 from settings import SETTINGS
 
-from mongosession_wsgi import SessionMiddleware
+from mongosession_wsgi.falcon import SessionComponent
 
 
 class Front:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        session = req.env["mongosession"]
+        session = req.context.session
         session["visits"] = session.get("visits", 0) + 1
         resp.content_type = falcon.MEDIA_HTML
         resp.text = page(session)
@@ -20,7 +20,7 @@ class Cart:
         item = req.get_media().get("item")
         if item not in PRODUCTS:
             raise falcon.HTTPBadRequest(description="We have no such tea.")
-        cart = req.env["mongosession"].setdefault("cart", [])
+        cart = req.context.session.setdefault("cart", [])
         for line in cart:
             if line["item"] == item:
                 line["count"] += 1
@@ -35,20 +35,18 @@ class Login:
         name = req.get_media().get("name", "").strip()
         if not name:
             raise falcon.HTTPBadRequest(description="Tell us your name.")
-        req.env["mongosession"].login(name)
+        req.context.session.login(name)
         raise falcon.HTTPSeeOther("/")
 
 
 class Logout:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        req.env["mongosession"].destroy()
+        req.context.session.destroy()
         raise falcon.HTTPSeeOther("/")
 
 
-shop = falcon.App()
-shop.add_route("/", Front())
-shop.add_route("/cart", Cart())
-shop.add_route("/login", Login())
-shop.add_route("/logout", Logout())
-
-app = SessionMiddleware(shop, SETTINGS)
+app = falcon.App(middleware=[SessionComponent(SETTINGS)])
+app.add_route("/", Front())
+app.add_route("/cart", Cart())
+app.add_route("/login", Login())
+app.add_route("/logout", Logout())

@@ -1,28 +1,28 @@
 """A small shop in Flask. Run it in this folder: gunicorn flask_shop:app"""
 
-from flask import Flask, abort, redirect, request, url_for
+from flask import Flask, abort, redirect, request, session, url_for
 from page import PRODUCTS, page
 from settings import SETTINGS
 from werkzeug.wrappers import Response
 
-from mongosession_wsgi import SessionMiddleware
+from mongosession_wsgi.flask import MongoSessionInterface
 
-shop = Flask(__name__)
+app = Flask(__name__)
+app.session_interface = MongoSessionInterface(SETTINGS)
 
 
-@shop.get("/")
+@app.get("/")
 def index() -> str:
-    session = request.environ["mongosession"]
     session["visits"] = session.get("visits", 0) + 1
     return page(session)
 
 
-@shop.post("/cart")
+@app.post("/cart")
 def add() -> Response:
     item = request.form["item"]
     if item not in PRODUCTS:
         abort(400, "We have no such tea.")
-    cart = request.environ["mongosession"].setdefault("cart", [])
+    cart = session.setdefault("cart", [])
     for line in cart:
         if line["item"] == item:
             line["count"] += 1
@@ -32,19 +32,16 @@ def add() -> Response:
     return redirect(url_for("index"), 303)
 
 
-@shop.post("/login")
+@app.post("/login")
 def login() -> Response:
     name = request.form["name"].strip()
     if not name:
         abort(400, "Tell us your name.")
-    request.environ["mongosession"].login(name)
+    session.login(name)
     return redirect(url_for("index"), 303)
 
 
-@shop.post("/logout")
+@app.post("/logout")
 def logout() -> Response:
-    request.environ["mongosession"].destroy()
+    session.clear()
     return redirect(url_for("index"), 303)
-
-
-app = SessionMiddleware(shop, SETTINGS)

@@ -19,15 +19,25 @@ class Exchange:
 
     What a response is made of, and when its first header goes out, is for a middleware to know, or
     for the adapter of a framework. Either calls `commit` before, then `headers`, and at the end
-    `close`; or `abandon`, if the request fails before its commit.
+    `close`; or `abandon`, if the request fails before its commit. An adapter whose framework has
+    rules of its own for the cookie overrides `cookie_after`.
     """
 
-    __slots__ = ("_cookies", "_environ", "_set_cookie", "_store", "cookie", "session")
+    __slots__ = (
+        "_committed",
+        "_cookies",
+        "_environ",
+        "_set_cookie",
+        "_store",
+        "cookie",
+        "session",
+    )
 
     def __init__(self, store: Store, cookies: CookiePolicy, environ: WSGIEnvironment) -> None:
         self._store = store
         self._cookies = cookies
         self._environ = environ
+        self._committed = False
         self._set_cookie: str | None = None
         self.cookie = cookies.cookie_for(environ)
         self.session = store.open(self.cookie.read(environ))
@@ -35,17 +45,19 @@ class Exchange:
     def commit(self, status: str) -> None:
         """Store the session, before the first header of a response with this status goes out.
 
-        A response of 5xx has failed: only `destroy()` is carried out. Raises `StoreError`, also
-        where the framework has caught one and made a 500 of it, and `SessionDataError`.
+        A response of 5xx has failed: only `destroy()` is carried out. If another response takes the
+        place of one that was committed, the session stays as it is. Raises `StoreError`, also where
+        the framework has caught one and made a 500 of it, and `SessionDataError`.
         """
         session = self.session
-        if session.state is State.UNTOUCHED:
+        if session.state is State.UNTOUCHED or self._committed:
             return
         if status.startswith("500") and session.failure is not None:
             raise session.failure
         if status.startswith("5"):
             session.discard()
-        self._set_cookie = self._cookie_after(self._store.flush(session))
+        self._set_cookie = self.cookie_after(self._store.flush(session))
+        self._committed = True
 
     def headers(self, headers: Headers) -> Headers:
         """Return the application's headers and ours, in a list of its own."""
@@ -82,7 +94,7 @@ class Exchange:
                     "because the browser can get no cookie; fill it before the first item."
                 )
 
-    def _cookie_after(self, outcome: Outcome) -> str | None:
+    def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header that the browser needs now, if any."""
         token = self.session.claim
         if outcome is Outcome.DESTROYED:

@@ -1,0 +1,91 @@
+"""Falcon's session, kept in MongoDB: `falcon.App(middleware=[SessionComponent(settings)])`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from falcon import HTTPServiceUnavailable, Request, Response, code_to_http_status
+from werkzeug.wsgi import ClosingIterator
+
+from .cookie import CookiePolicy
+from .errors import SettingsError, StoreError, logger
+from .exchange import Exchange
+from .middleware import KEY
+from .session import Session
+from .settings import Settings
+from .store import MongoStore, Store
+
+
+class SessionComponent:
+    """Give every request its session, as `req.context.session`, and store it before the response.
+
+    Name it first among the components of an application: then it is the last to see the response,
+    and what the others do to the session is stored too. `settings` is the flat mapping of
+    `mongodb_*` and `session_*` keys; `store` replaces the one that is made of it. Raises
+    `SettingsError`. Neither is needed within a `SessionMiddleware`, whose session is handed on.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any] | Settings | None = None, *, store: Store | None = None
+    ) -> None:
+        self._key = f"mongosession.falcon.{id(self)}"
+        self._exchange_of: partial[Exchange] | None = None
+        if settings is not None:
+            parsed = Settings.parse(settings)
+            store = MongoStore(parsed) if store is None else store
+            self._exchange_of = partial(Exchange, store, CookiePolicy(parsed))
+
+    def process_request(self, req: Request, resp: Response) -> None:  # noqa: ARG002
+        """Open the session, without loading it."""
+        if not isinstance(req.env.get(KEY), Session):
+            if self._exchange_of is None:
+                raise SettingsError(
+                    "mongodb_session_db: missing; give SessionComponent the settings, or put a "
+                    "SessionMiddleware around the application"
+                )
+            exchange = req.env[self._key] = self._exchange_of(req.env)
+            req.env[KEY] = exchange.session
+        req.context.session = req.env[KEY]
+
+    def process_response(
+        self,
+        req: Request,
+        resp: Response,
+        resource: object,  # noqa: ARG002
+        req_succeeded: bool,  # noqa: ARG002
+    ) -> None:
+        """Store the session, or raise `HTTPServiceUnavailable` if MongoDB fails.
+
+        Whether the request has failed is told by the status, not by `req_succeeded`: an
+        application also raises its redirects and its 4xx.
+        """
+        exchange = req.env.get(self._key)
+        if exchange is None:  # A component before this one has failed, or a middleware commits.
+            return
+        try:
+            resp.render_body()  # Media that cannot be serialized are to fail before the commit.
+            exchange.commit(code_to_http_status(resp.status))
+        except StoreError as error:
+            logger.error("Answered 503: %s", error, exc_info=error)
+            _set_headers(resp, exchange)
+            raise HTTPServiceUnavailable(
+                description="The session store is unavailable. Please try again in a moment.",
+                headers={"Cache-Control": "no-store"},
+                retry_after=5,
+            ) from error
+        except BaseException:
+            exchange.abandon()
+            raise
+        _set_headers(resp, exchange)
+        if resp.stream is not None and not hasattr(resp.stream, "read"):
+            resp.stream = ClosingIterator(resp.stream, exchange.close)
+
+
+def _set_headers(resp: Response, exchange: Exchange) -> None:
+    for name, value in exchange.headers(list(resp.headers.items())):
+        if name == "Set-Cookie":
+            resp.append_header(name, value)
+        else:
+            resp.set_header(name, value)

@@ -1,0 +1,397 @@
+"""`req.context.session`: by a component of the application alone, or within our middleware."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import falcon
+import falcon.asgi
+import pytest
+from falcon.testing import TestClient
+from pymongo.collection import Collection
+
+from mongosession_wsgi import (
+    MongoStore,
+    SessionDataError,
+    SessionMiddleware,
+    SettingsError,
+    StoreError,
+)
+from mongosession_wsgi.falcon import SessionComponent
+
+from ..wsgi import Browser, conforming
+
+COOKIE = f"mongosession={'t' * 43}"
+DOWN = {
+    "mongodb_session_db": "down",
+    "mongodb_host": "127.0.0.1",
+    "mongodb_port": "9",
+    "mongodb_timeout_ms": "100",
+}
+Use = Callable[[falcon.Request, falcon.Response], Any]
+
+
+class Page:
+    """Uses the session, and answers what that gives."""
+
+    def __init__(self, use: Use) -> None:
+        self._use = use
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        answer = self._use(req, resp)
+        if answer is not None:
+            resp.text = str(answer)
+
+
+def app_of(component: object, *others: object, **pages: Use) -> falcon.App[Any, Any]:
+    app = falcon.App(middleware=[component, *others])
+    for name, use in pages.items():
+        app.add_route("/" if name == "index" else f"/{name}", Page(use))
+    return app
+
+
+def set_n(req: falcon.Request, resp: falcon.Response) -> None:
+    req.context.session["n"] = 1
+
+
+def get_n(req: falcon.Request, resp: falcon.Response) -> str:
+    return str(req.context.session.get("n"))
+
+
+@pytest.fixture
+def component(settings: dict[str, Any], store: MongoStore) -> SessionComponent:
+    return SessionComponent(settings, store=store)
+
+
+@pytest.mark.parametrize(
+    ("use", "commands"),
+    [
+        (lambda session: None, []),
+        (lambda session: session.get("n"), ["find"]),
+        (lambda session: session.update(a=1, b=2), ["update"]),
+        (lambda session: session["list"].append(1), ["find", "update"]),
+        (lambda session: session.login("alice"), ["findAndModify", "insert"]),
+        (lambda session: session.destroy(), ["delete"]),
+    ],
+)
+def test_a_request_costs_no_more_commands_than_in_plain_wsgi(
+    use: Callable[[Any], Any], commands: list[str], component: SessionComponent
+) -> None:
+    browser = Browser(
+        app_of(
+            component,
+            fill=lambda req, resp: req.context.session.update(n=1, list=[]),
+            use=lambda req, resp: use(req.context.session),
+        )
+    )
+    assert browser.get("/fill").commands == ["insert"]
+    assert browser.get("/use").commands == commands
+
+
+def test_what_a_responder_sets_the_next_request_reads(component: SessionComponent) -> None:
+    browser = Browser(app_of(component, index=get_n, set=set_n))
+    answer = browser.get("/set")
+    assert answer.header("Cache-Control") == "private"
+    assert answer.header("Vary") == "Cookie"
+    assert "HttpOnly" in str(answer.cookie)
+    assert browser.get().body == b"1"
+
+
+def test_only_a_response_that_used_the_session_varies_on_the_cookie(
+    component: SessionComponent,
+) -> None:
+    def own(req: falcon.Request, resp: falcon.Response) -> str:
+        resp.append_header("Vary", "Accept")
+        resp.set_cookie("theme", "dark")
+        resp.cache_control = ["public", "max-age=60"]
+        return get_n(req, resp)
+
+    def set_own(req: falcon.Request, resp: falcon.Response) -> None:
+        own(req, resp)
+        set_n(req, resp)
+
+    app = app_of(component, index=lambda *_: "untouched", own=own, set=set_own)
+    assert Browser(app, COOKIE).get().header("Vary") is None
+    assert Browser(app, COOKIE).get("/own").header("Vary") == "Accept, Cookie"
+    answer = Browser(app).get("/set")
+    assert sorted(cookie.partition("=")[0] for cookie in answer.all("Set-Cookie")) == [
+        "mongosession",
+        "theme",
+    ]
+    assert answer.header("Cache-Control") == 'public, max-age=60, no-cache="Set-Cookie"'
+
+
+def test_a_stream_reads_and_changes_the_session(component: SessionComponent) -> None:
+    def stream(req: falcon.Request, resp: falcon.Response) -> None:
+        session = req.context.session
+        session["n"] = session.get("n", 0) + 1
+
+        def items() -> Iterator[bytes]:
+            yield str(session["n"]).encode()
+            session["late"] = session.get("late", 0) + 10
+
+        resp.stream = items()
+
+    browser = Browser(
+        app_of(component, index=stream, late=lambda req, resp: req.context.session["late"])
+    )
+    assert [browser.get().body for _ in range(2)] == [b"1", b"2"]
+    assert browser.get("/late").body == b"20"
+
+
+def test_a_file_is_handed_to_the_server_as_it_is(component: SessionComponent) -> None:
+    files: list[object] = []
+
+    def file(req: falcon.Request, resp: falcon.Response) -> None:
+        set_n(req, resp)
+        resp.set_stream(io.BytesIO(b"tea"), 3)
+
+    def wrapper(file: Any, size: int) -> list[bytes]:
+        files.append(file)
+        return [file.read()]
+
+    answer = Browser(app_of(component, index=file)).get(**{"wsgi.file_wrapper": wrapper})
+    assert (answer.body, answer.header("Content-Length")) == (b"tea", "3")
+    assert answer.token
+    assert [type(file) for file in files] == [io.BytesIO]
+
+
+def test_what_other_components_do_to_the_session_counts(component: SessionComponent) -> None:
+    class Counting:
+        def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+            req.context.session["requests"] = req.context.session.get("requests", 0) + 1
+
+        def process_response(self, req: Any, resp: Any, resource: Any, succeeded: bool) -> None:
+            req.context.session["responses"] = req.context.session.get("responses", 0) + 1
+
+    browser = Browser(
+        app_of(component, Counting(), index=lambda req, resp: sorted(req.context.session.items()))
+    )
+    browser.get()
+    assert browser.get().body == b"[('requests', 2), ('responses', 1)]"
+
+
+def test_a_component_that_completes_the_response_keeps_the_session(
+    component: SessionComponent,
+) -> None:
+    class Closed:
+        def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+            set_n(req, resp)
+            resp.complete = True
+
+    assert Browser(app_of(component, Closed())).get().token
+
+
+def test_a_component_that_fails_before_ours_is_no_matter(component: SessionComponent) -> None:
+    class Broken:
+        def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+            raise falcon.HTTPForbidden
+
+    app = falcon.App(middleware=[Broken(), component])
+    assert Browser(app).get().status == "403 Forbidden"
+
+
+# Requests that fail.
+
+
+def broken(error: Exception) -> Use:
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session["n"] = 2
+        raise error
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "n"),
+    [
+        (falcon.HTTPSeeOther("/"), "303 See Other", b"2"),
+        (falcon.HTTPBadRequest(), "400 Bad Request", b"2"),
+        (falcon.HTTPInternalServerError(), "500 Internal Server Error", b"1"),
+        (ZeroDivisionError(), "500 Internal Server Error", b"1"),
+    ],
+)
+def test_the_status_tells_whether_a_request_failed(
+    error: Exception, status: str, n: bytes, component: SessionComponent
+) -> None:
+    browser = Browser(app_of(component, index=get_n, set=set_n, fail=broken(error)))
+    browser.get("/set")
+    assert browser.get("/fail").status == status
+    assert browser.get().body == n
+
+
+def test_a_handled_error_is_no_failure(component: SessionComponent) -> None:
+    def handle(req: Any, resp: falcon.Response, error: Exception, params: Any) -> None:
+        resp.status = falcon.HTTP_422
+
+    app = app_of(component, index=get_n, fail=broken(ZeroDivisionError()))
+    app.add_error_handler(ZeroDivisionError, handle)
+    browser = Browser(app)
+    assert browser.get("/fail").status.startswith("422")
+    assert browser.get().body == b"2"
+
+
+def test_a_logout_is_carried_out_though_the_request_fails(component: SessionComponent) -> None:
+    def logout(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session.destroy()
+        raise ZeroDivisionError
+
+    def logout_in_vain(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session.destroy()
+        resp.media = object()
+
+    app = app_of(component, index=get_n, set=set_n, logout=logout, vain=logout_in_vain)
+    browser = Browser(app)
+    browser.get("/set")
+    before = browser.cookie
+    assert "Max-Age=0" in str(browser.get("/logout").cookie)
+    assert Browser(app, before).get().body == b"None"
+    browser.get("/set")
+    assert browser.get("/vain").status.startswith("500")
+    assert browser.get().body == b"None"
+
+
+def test_media_that_cannot_be_serialized_change_nothing(component: SessionComponent) -> None:
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session["n"] = 2
+        resp.media = object()
+
+    browser = Browser(app_of(component, index=get_n, set=set_n, media=use))
+    browser.get("/set")
+    assert browser.get("/media").status == "500 Internal Server Error"
+    assert browser.get().body == b"1"
+
+
+def test_what_cannot_be_stored_fails_the_request(component: SessionComponent) -> None:
+    def bad(req: falcon.Request, resp: falcon.Response) -> None:
+        with pytest.raises(SessionDataError):
+            req.context.session["set"] = {1}
+        req.context.session.setdefault("list", []).append({1})
+
+    browser = Browser(app_of(component, index=get_n, bad=bad))
+    answer = browser.get("/bad")
+    assert (answer.status, answer.cookie) == ("500 Internal Server Error", None)
+
+
+# MongoDB down.
+
+
+def use_down(*others: object) -> falcon.App[Any, Any]:
+    return app_of(
+        SessionComponent(DOWN),
+        *others,
+        index=get_n,
+        set=set_n,
+        logout=lambda req, resp: req.context.session.destroy(),
+        untouched=lambda *_: "fine",
+    )
+
+
+@pytest.mark.parametrize("path", ["/", "/set", "/logout"])
+def test_mongodb_down_is_a_503(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[bool] = []
+
+    class Watching:
+        def process_response(self, req: Any, resp: Any, resource: Any, succeeded: bool) -> None:
+            seen.append(succeeded)
+
+    app = falcon.App(middleware=[Watching(), SessionComponent(DOWN)])
+    app.add_route("/", Page(get_n))
+    app.add_route("/set", Page(set_n))
+    app.add_route("/logout", Page(lambda req, resp: req.context.session.destroy()))
+    answer = Browser(app, COOKIE).get(path)
+    assert answer.status == "503 Service Unavailable"
+    assert answer.header("Retry-After") == "5"
+    assert answer.header("Cache-Control") == "no-store"
+    assert "Cookie" in str(answer.header("Vary"))
+    assert b"session store is unavailable" in answer.body
+    assert answer.cookie is None
+    errors = [one for one in caplog.records if one.name == "mongosession_wsgi"]
+    assert [one.levelno for one in errors] == [logging.ERROR]
+    assert "t" * 43 not in caplog.text
+    assert seen == [False]
+
+
+def test_a_page_that_does_not_use_the_session_is_served() -> None:
+    assert Browser(use_down(), COOKIE).get("/untouched").body == b"fine"
+
+
+def test_the_application_may_have_an_answer_for_it() -> None:
+    def handle(req: Any, resp: falcon.Response, error: Exception, params: Any) -> None:
+        resp.status = falcon.HTTP_503
+        resp.text = "back soon"
+
+    app = use_down()
+    app.add_error_handler(StoreError, handle)
+    answer = Browser(app, COOKIE).get()
+    assert (answer.status, answer.body) == ("503 Service Unavailable", b"back soon")
+    app.add_error_handler(falcon.HTTPServiceUnavailable, handle)
+    assert Browser(app, COOKIE).get("/set").body == b"back soon"
+
+
+# Within our middleware, and settings.
+
+
+@pytest.mark.parametrize("arguments", [[], ["settings"]])
+def test_within_our_middleware_it_hands_on_the_session(
+    arguments: list[str], settings: dict[str, Any], store: MongoStore
+) -> None:
+    inner = app_of(SessionComponent(*[settings for _ in arguments]), index=get_n, set=set_n)
+    browser = Browser(SessionMiddleware(conforming(inner), settings, store=store))
+    assert browser.get("/set").commands == ["insert"]
+    answer = browser.get()
+    assert (answer.body, answer.commands) == (b"1", ["find"])
+    assert answer.all("Vary") == ["Cookie"]
+
+
+def test_an_application_within_another_leaves_the_commit_to_it(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    inner = app_of(SessionComponent(settings), index=set_n)
+
+    def mount(req: falcon.Request, resp: falcon.Response) -> None:
+        resp.data = b"".join(inner(req.env, lambda *_: lambda data: None))
+        req.context.session["m"] = 2
+
+    browser = Browser(
+        app_of(
+            SessionComponent(settings, store=store),
+            index=mount,
+            all=lambda req, resp: sorted(req.context.session.items()),
+        )
+    )
+    # The inner one reads its path from the environ too: both have a page at "/".
+    assert browser.get().commands == ["insert"]
+    assert browser.get("/all").body == b"[('m', 2), ('n', 1)]"
+
+
+def test_without_settings_and_without_a_middleware_it_says_what_is_missing() -> None:
+    app = app_of(SessionComponent(), index=get_n)
+    answer = Browser(app).get(**{"wsgi.errors": (errors := io.StringIO())})
+    assert answer.status == "500 Internal Server Error"
+    assert "give SessionComponent the settings" in errors.getvalue()
+
+
+def test_bad_settings_are_refused_at_once() -> None:
+    with pytest.raises(SettingsError, match="mongodb_session_db"):
+        SessionComponent({})
+    with pytest.raises(SettingsError, match="session_nmae"):
+        SessionComponent({"mongodb_session_db": "myapp", "session_nmae": "x"})
+
+
+def test_it_refuses_to_be_part_of_an_asgi_application(component: SessionComponent) -> None:
+    with pytest.raises(falcon.errors.CompatibilityError):
+        falcon.asgi.App(middleware=[component])
+
+
+def test_falcons_own_client(component: SessionComponent, stored: Collection[Any]) -> None:
+    client = TestClient(app_of(component, index=get_n, set=set_n), headers={"Host": "localhost"})
+    result = client.simulate_get("/set")
+    (cookie,) = result.cookies.values()
+    assert (cookie.name, cookie.http_only, cookie.path) == ("mongosession", True, "/")
+    assert client.simulate_get("/", cookies={cookie.name: cookie.value}).text == "1"
+    assert client.simulate_get("/").text == "None"
+    assert stored.count_documents({}) == 1

@@ -1,0 +1,923 @@
+"""`flask.session`: what Flask promises of it, and what its extensions build on it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+from wsgiref.validate import validator
+
+import pytest
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    flash,
+    get_flashed_messages,
+    redirect,
+    render_template_string,
+    request,
+    request_finished,
+    session,
+    stream_with_context,
+)
+from flask.testing import FlaskClient
+from markupsafe import Markup
+from pymongo.collection import Collection
+
+from mongosession_wsgi import (
+    MongoStore,
+    SessionDataError,
+    SessionMiddleware,
+    SettingsError,
+    StoreError,
+)
+from mongosession_wsgi.flask import MongoSession, MongoSessionInterface
+
+from ..conftest import Clock
+from ..wsgi import Browser, conforming
+from ..wsgi import Response as Answer
+
+COOKIE = f"mongosession={'t' * 43}"
+DOWN = {
+    "mongodb_session_db": "down",
+    "mongodb_host": "127.0.0.1",
+    "mongodb_port": "9",
+    "mongodb_timeout_ms": "100",
+}
+
+
+class Client(FlaskClient):
+    """Flask's test client, which keeps cookies; it closes each response, as a server does."""
+
+    def open(self, *args: Any, **options: Any) -> Any:
+        return super().open(*args, **({"buffered": True} | options))
+
+
+def flask_app(interface: MongoSessionInterface | None, **config: Any) -> Flask:
+    app = Flask("shop")
+    app.config.update(config)
+    if interface is not None:
+        app.session_interface = interface
+    app.wsgi_app = validator(app.wsgi_app)
+    app.test_client_class = Client
+    return app
+
+
+@pytest.fixture
+def app(settings: dict[str, Any], store: MongoStore) -> Flask:
+    return flask_app(MongoSessionInterface(settings, store=store), SECRET_KEY="for extensions")
+
+
+@pytest.fixture
+def visitor(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def browser(app: Flask) -> Browser:
+    return Browser(app)
+
+
+def on(app: Flask, path: str = "/", **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Serve a view at `path` that may return anything; what is no response becomes text."""
+
+    def register(view: Callable[..., Any]) -> Callable[..., Any]:
+        def text() -> Any:
+            answer = view()
+            return answer if isinstance(answer, Response | str | tuple) else str(answer)
+
+        app.add_url_rule(path, f"view of {path}", text, **options)
+        return view
+
+    return register
+
+
+def post(browser: Browser, path: str, **form: str) -> Answer:
+    body = urlencode(form).encode()
+    return browser.get(
+        path,
+        REQUEST_METHOD="POST",
+        CONTENT_TYPE="application/x-www-form-urlencoded",
+        CONTENT_LENGTH=str(len(body)),
+        **{"wsgi.input": io.BytesIO(body)},
+    )
+
+
+# The session of a request.
+
+
+def test_what_a_view_sets_the_next_request_reads(app: Flask, visitor: FlaskClient) -> None:
+    on(app, "/set")(lambda: session.update(user="alice", n=1))
+    on(app)(lambda: sorted(session.items()))
+    visitor.get("/set")
+    assert visitor.get("/").text == "[('n', 1), ('user', 'alice')]"
+    assert app.test_client().get("/").text == "[]"
+
+
+@pytest.mark.parametrize(
+    ("use", "commands"),
+    [
+        (lambda: "untouched", []),
+        (lambda: session.get("n"), ["find"]),
+        (lambda: session.update(a=1, b=2, c=3), ["update"]),
+        (lambda: session.update(n=session["n"] + 1), ["find", "update"]),
+        (lambda: session["cart"].append("tea"), ["find", "update"]),
+        (lambda: session.clear(), ["delete"]),
+        (lambda: session.regenerate(), ["findAndModify", "insert"]),
+        (lambda: session.login("bob"), ["findAndModify", "insert"]),
+        (lambda: session.__setattr__("permanent", True), ["find", "update"]),
+        (lambda: flash("Hello"), ["find", "update"]),
+    ],
+)
+def test_a_request_costs_no_more_commands_than_in_plain_wsgi(
+    use: Callable[[], Any], commands: list[str], app: Flask, browser: Browser
+) -> None:
+    on(app, "/fill")(lambda: session.update(n=1, cart=[]))
+    on(app)(use)
+    assert browser.get("/fill").commands == ["insert"]
+    assert browser.get().commands == commands
+
+
+def test_a_nested_change_counts_without_modified(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session.setdefault("cart", {}).setdefault("tea", []).append(1))
+    on(app, "/cart")(lambda: session["cart"])
+    visitor.get("/")
+    visitor.get("/")
+    assert visitor.get("/cart").text == "{'tea': [1, 1]}"
+
+
+def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -> None:
+    seen: list[Any] = []
+
+    def note() -> None:
+        mine: Any = session._get_current_object()
+        seen.append((mine.accessed, mine.modified))
+
+    @on(app)
+    def _() -> None:
+        note()
+        session["cart"] = [*session.get("cart", ()), 1]
+        note()
+        seen.append(session.new)
+
+    @on(app, "/read")
+    def _() -> None:
+        session.modified = session.accessed = False
+        "cart" in session  # noqa: B015
+        note()
+        session["cart"].append(1)
+        note()
+
+    @on(app, "/renew")
+    def _() -> None:
+        session.get("cart")
+        session.regenerate()
+        note()
+
+    visitor.get("/")
+    visitor.get("/")
+    assert seen == [(False, False), (True, True), True, (False, False), (True, True), False]
+    seen.clear()
+    visitor.get("/read")
+    assert seen == [(True, False), (True, True)]
+    seen.clear()
+    visitor.get("/renew")
+    assert seen == [(True, True)]
+
+
+def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
+    app: Flask, browser: Browser
+) -> None:
+    on(app)(lambda: "x" in session)
+    on(app, "/len")(lambda: len(session))
+    on(app, "/plain")(lambda: render_template_string("{{ request.path }}"))
+    on(app, "/own")(lambda: Response(str("x" in session), headers={"Vary": "Accept"}))
+    assert browser.get().header("Vary") == "Cookie"
+    assert browser.get("/len").header("Vary") == "Cookie"
+    assert browser.get("/plain").header("Vary") is None
+    assert browser.get("/own").header("Vary") == "Accept, Cookie"
+
+
+def test_templates_and_the_hooks_after_a_view_reach_the_session(
+    app: Flask, visitor: FlaskClient
+) -> None:
+    @app.after_request
+    def count(response: Response) -> Response:
+        session["n"] = session.get("n", 0) + 1
+        return response
+
+    on(app)(lambda: render_template_string("{{ session.n }}"))
+    assert [visitor.get("/").text for _ in range(3)] == ["", "1", "2"]
+
+
+def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None:
+    on(app, "/login", methods=["POST"])(lambda: session.login("alice"))
+
+    @on(app)
+    def _() -> str:
+        mine = session._get_current_object()
+        assert isinstance(mine, MongoSession)
+        assert isinstance(mine.created_at, datetime)
+        assert mine.token == browser.token
+        assert mine.token not in repr(session)
+        assert type(session.copy()) is dict
+        mine |= {"b": 2}
+        assert mine == {"a": 1, "b": 2}
+        return f"{session.owner} {session.id}"
+
+    on(app, "/set")(lambda: session.update(a=1))
+    browser.get("/set")
+    before = browser.token
+    post(browser, "/login")
+    assert browser.token != before
+    answer = browser.get().body.decode()
+    assert answer.startswith("alice ")
+    assert len(answer) == len("alice ") + 43
+
+
+@pytest.mark.parametrize(
+    ("value", "back"),
+    [
+        ((1, 2), [1, 2]),
+        (Markup("<b>"), "<b>"),
+        (b"\xff", b"\xff"),
+        (UUID(int=7), UUID(int=7)),
+        (
+            datetime(2024, 2, 29, 12, 30, 15, 999000, tzinfo=timezone(timedelta(hours=1))),
+            datetime(2024, 2, 29, 11, 30, 15, 999000, tzinfo=timezone.utc),
+        ),
+        ({"a": {"b": None}}, {"a": {"b": None}}),
+    ],
+)
+def test_what_comes_back_as_what(value: Any, back: Any, app: Flask, visitor: FlaskClient) -> None:
+    got: list[Any] = []
+    on(app, "/set")(lambda: session.update(value=value))
+    on(app)(lambda: got.append(session["value"]))
+    visitor.get("/set")
+    visitor.get("/")
+    assert got == [back]
+    assert type(got[0]) is type(back)
+
+
+def test_what_no_session_can_hold_is_refused_where_it_is_assigned(
+    app: Flask, visitor: FlaskClient
+) -> None:
+    @on(app)
+    def _() -> None:
+        with pytest.raises(SessionDataError, match="total"):
+            session["total"] = {1, 2}
+
+    assert visitor.get("/").status_code == 200
+
+
+# Logging out.
+
+
+def test_clear_ends_the_session(app: Flask, browser: Browser, stored: Collection[Any]) -> None:
+    on(app, "/set")(lambda: session.update(user="alice"))
+    on(app, "/logout")(lambda: session.clear())
+    on(app)(lambda: session.get("user"))
+    browser.get("/set")
+    old = browser.cookie
+    assert "Max-Age=0" in str(browser.get("/logout").cookie)
+    assert stored.count_documents({}) == 0
+    assert Browser(app, old).get().body == b"None"
+
+
+def test_the_login_of_flasks_tutorial_gets_a_new_token(app: Flask, browser: Browser) -> None:
+    @on(app, "/login")
+    def _() -> None:
+        session.clear()
+        session["user_id"] = 1
+
+    on(app, "/set")(lambda: session.update(cart=[1]))
+    on(app)(lambda: session.copy())
+    browser.get("/set")
+    before = browser.cookie
+    browser.get("/login")
+    assert browser.cookie != before
+    assert browser.get().body == b"{'user_id': 1}"
+    assert Browser(app, before).get().body == b"{}"
+
+
+# The cookie.
+
+
+def test_permanent_decides_how_long_the_cookie_lasts(app: Flask, browser: Browser) -> None:
+    app.permanent_session_lifetime = timedelta(hours=3)
+
+    @on(app)
+    def _() -> bool:
+        session["a"] = 1
+        if "permanent" in request.args:
+            session.permanent = request.args["permanent"] == "yes"
+        return session.permanent
+
+    assert "Max-Age" not in str(browser.get().cookie)
+    assert "Max-Age=10800;" in str(browser.get("/?permanent=yes").cookie)
+    answer = browser.get()
+    assert "Max-Age=10800;" in str(answer.cookie), "sent with every response, as Flask does"
+    assert answer.body == b"True"
+    assert answer.header("Cache-Control") == "private"
+    browser.get("/?permanent=no")
+    answer = browser.get()
+    assert (answer.body, answer.cookie) == (b"False", None)
+
+
+def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Browser) -> None:
+    @app.before_request
+    def always() -> None:
+        session.permanent = True
+
+    on(app)(lambda: session.get("a"))
+    assert browser.get().commands == ["insert"]
+    assert browser.get().commands == ["find"]
+
+
+def test_an_ended_permanent_session_gets_no_cookie(
+    app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    @on(app)
+    def _() -> None:
+        session.permanent = True
+        store.revoke(session.id or "")
+        session["a"] = 1
+
+    on(app, "/set")(lambda: session.update(b=1))
+    browser.get("/set")
+    assert browser.get().cookie is None
+
+
+def test_the_lifetime_of_flask_is_the_idle_time(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    app = flask_app(MongoSessionInterface(settings), PERMANENT_SESSION_LIFETIME=3600)
+    on(app)(lambda: session.update(a=1))
+    Browser(app).get()
+    (document,) = stored.find()
+    assert document["expires_at"] - document["seen_at"] == timedelta(hours=1)
+
+
+def test_the_lifetime_of_flask_may_be_longer_than_that_of_any_cookie(
+    settings: dict[str, Any],
+) -> None:
+    interface = MongoSessionInterface(settings)
+    app = flask_app(interface, PERMANENT_SESSION_LIFETIME=timedelta(days=3650))
+    on(app)(lambda: session.update(_permanent=True))
+    assert f"Max-Age={400 * 24 * 3600};" in str(Browser(app).get().cookie)
+
+
+def test_session_expires_comes_before_the_lifetime_of_flask(settings: dict[str, Any]) -> None:
+    app = flask_app(MongoSessionInterface(settings | {"session_expires": "2 hours"}))
+
+    @on(app)
+    def _() -> None:
+        session["a"] = 1
+        session.permanent = "permanent" in request.args
+
+    assert "Max-Age" not in str(Browser(app).get().cookie)
+    assert "Max-Age=7200;" in str(Browser(app).get("/?permanent").cookie)
+
+
+def test_the_settings_may_be_in_the_config_of_the_application(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    config = {key.upper(): value for key, value in settings.items()}
+    others = {"SESSION_TYPE": "redis", "SESSION_PROTECTION": "strong", "SESSION_REDIS": object()}
+    app = flask_app(MongoSessionInterface(), SESSION_NAME="sid", **config, **others)
+    on(app)(lambda: session.update(a=1))
+    assert str(Browser(app).get().cookie).startswith("sid=")
+    assert stored.count_documents({}) == 1
+
+
+def test_flasks_own_settings_of_the_cookie_count(settings: dict[str, Any]) -> None:
+    app = flask_app(
+        MongoSessionInterface(settings),
+        SESSION_COOKIE_NAME="sid",
+        SESSION_COOKIE_DOMAIN="example.com",
+        SESSION_COOKIE_PATH="/shop",
+        SESSION_COOKIE_HTTPONLY=False,
+        SESSION_COOKIE_SECURE=True,
+        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_COOKIE_PARTITIONED=True,
+    )
+    on(app)(lambda: session.update(a=1))
+    name, *attributes = str(Browser(app).get().cookie).split("; ")
+    assert name.startswith("sid=")
+    assert sorted(attributes) == [
+        "Domain=example.com",
+        "Partitioned",
+        "Path=/shop",
+        "SameSite=Strict",
+        "Secure",
+    ]
+
+
+def test_what_flask_leaves_at_its_default_is_left_to_us(settings: dict[str, Any]) -> None:
+    app = flask_app(MongoSessionInterface(settings), APPLICATION_ROOT="/shop")
+    on(app)(lambda: session.update(a=1))
+    answer = Browser(app, environ={"wsgi.url_scheme": "https", "HTTP_HOST": "example.com"}).get()
+    name, *attributes = str(answer.cookie).split("; ")
+    assert name.startswith("__Secure-mongosession=")
+    assert sorted(attributes) == ["HttpOnly", "Path=/shop", "SameSite=Lax", "Secure"]
+
+
+def test_our_settings_come_before_those_of_flask(settings: dict[str, Any]) -> None:
+    interface = MongoSessionInterface(settings | {"session_name": "ours"})
+    app = flask_app(interface, SESSION_COOKIE_NAME="theirs")
+    on(app)(lambda: session.update(a=1))
+    assert str(Browser(app).get().cookie).startswith("ours=")
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"mongodb_session_db": "a", "session_nmae": "x"}, {"session_expires": "soon"}]
+)
+def test_bad_settings_are_refused_at_once(bad: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        MongoSessionInterface(bad)
+
+
+def test_bad_settings_in_the_config_are_refused_at_the_first_request() -> None:
+    app = flask_app(MongoSessionInterface(), TESTING=True, MONGODB_SESION_DB="myapp")
+    with pytest.raises(SettingsError, match="did you mean mongodb_session_db"):
+        app.test_client().get("/")
+
+
+# What is built on sessions: messages, tests, streams, blueprints, contexts.
+
+
+def test_messages_are_flashed_once(app: Flask, visitor: FlaskClient) -> None:
+    @on(app, "/flash")
+    def _() -> None:
+        flash("Welcome")
+        flash("Oops", "error")
+
+    on(app, "/all")(lambda: get_flashed_messages(with_categories=True))
+    on(app, "/errors")(lambda: get_flashed_messages(category_filter=["error"]))
+    visitor.get("/flash")
+    assert visitor.get("/all").text == "[['message', 'Welcome'], ['error', 'Oops']]"
+    assert visitor.get("/all").text == "[]"
+    visitor.get("/flash")
+    assert visitor.get("/errors").text == "['Oops']"
+
+
+def test_a_message_is_there_in_the_request_that_flashed_it(app: Flask) -> None:
+    with app.test_request_context():
+        assert not session.modified
+        flash("Zap")
+        assert session.modified
+        assert get_flashed_messages(with_categories=True) == [("message", "Zap")]
+
+
+def test_a_test_opens_and_saves_a_session_itself(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session["foo"])
+    with visitor.session_transaction() as before:
+        assert (before.new, len(before)) == (True, 0)
+        before["foo"] = [42]
+    assert visitor.get("/").text == "[42]"
+    with visitor.session_transaction() as after:
+        assert after == {"foo": [42]}
+        after.clear()
+    assert visitor.get_cookie("mongosession") is None
+
+
+def test_a_test_looks_into_the_session_after_a_request(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session.update(user="alice"))
+    on(app, "/other")(lambda: "untouched")
+    with visitor:
+        visitor.get("/")
+        assert session["user"] == "alice"
+        visitor.get("/other")
+        assert session["user"] == "alice"
+
+
+def test_a_transaction_leaves_the_context_of_the_last_request(
+    app: Flask, visitor: FlaskClient
+) -> None:
+    with visitor:
+        visitor.get("/none")
+        mine = request._get_current_object()
+        with visitor.session_transaction():
+            assert request._get_current_object() is mine
+
+
+def test_a_redirect_finds_what_was_set_before_it(app: Flask, visitor: FlaskClient) -> None:
+    @on(app, "/login", methods=["POST"])
+    def _() -> Any:
+        session["user"] = "alice"
+        return redirect("/")
+
+    on(app)(lambda: session["user"])
+    assert visitor.post("/login", follow_redirects=True).text == "alice"
+
+
+def test_a_stream_reads_and_changes_the_session(app: Flask, browser: Browser) -> None:
+    @on(app)
+    def _() -> Response:
+        session["n"] = session.get("n", 0) + 1
+
+        def stream() -> Iterator[str]:
+            yield str(session["n"])
+            session["late"] = session.get("late", 0) + 10
+
+        return Response(stream_with_context(stream()))
+
+    on(app, "/late")(lambda: session["late"])
+    assert [browser.get().body for _ in range(2)] == [b"1", b"2"]
+    assert browser.get("/late").body == b"20"
+
+
+def test_a_file_is_handed_to_the_server_as_it_is(app: Flask, browser: Browser) -> None:
+    from flask import send_file
+
+    @on(app)
+    def _() -> Response:
+        session["n"] = 1
+        return send_file(io.BytesIO(b"tea"), "text/plain")
+
+    answer = browser.get()
+    assert answer.body == b"tea"
+    assert browser.token
+
+
+def test_blueprints_and_async_views_share_the_session(app: Flask, visitor: FlaskClient) -> None:
+    pytest.importorskip("asgiref", reason="Flask needs it for async views")
+    cart = Blueprint("cart", __name__, url_prefix="/cart")
+
+    @cart.get("/")
+    async def add() -> str:
+        session["cart"] = [*session.get("cart", ()), "tea"]
+        return str(len(session["cart"]))
+
+    app.register_blueprint(cart)
+    on(app)(lambda: session["cart"])
+    assert [visitor.get("/cart/").text for _ in range(2)] == ["1", "2"]
+    assert visitor.get("/").text == "['tea', 'tea']"
+
+
+def test_a_context_within_a_context_leaves_the_outer_session_alone(
+    app: Flask, browser: Browser
+) -> None:
+    @on(app)
+    def _() -> int:
+        session["n"] = session.get("n", 0) + 1
+        with app.test_request_context():
+            session["n"] = 100
+        with app.request_context(request.environ):
+            session.get("n")
+        return session["n"]
+
+    assert [browser.get().body for _ in range(2)] == [b"1", b"2"]
+
+
+def test_an_application_needs_no_secret_key(settings: dict[str, Any]) -> None:
+    app = flask_app(MongoSessionInterface(settings))
+    on(app)(lambda: session.update(a=1))
+    assert Browser(app).get().status == "200 OK"
+
+
+def test_a_middleware_of_ours_around_it_does_the_commit(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    app = Flask("inner")
+    app.session_interface = MongoSessionInterface(settings)
+    app.wsgi_app = SessionMiddleware(conforming(app.wsgi_app), settings, store=store)
+
+    @on(app)
+    def _() -> int:
+        assert session == request.environ["mongosession"]
+        session["n"] = session.get("n", 0) + 1
+        return session["n"]
+
+    browser = Browser(app)
+    assert [browser.get().body for _ in range(2)] == [b"1", b"2"]
+    answer = browser.get()
+    assert answer.commands == ["find", "update"]
+    assert answer.all("Vary") == ["Cookie"]
+
+
+# Requests that fail.
+
+
+def failing(app: Flask) -> None:
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app)(lambda: session.get("n"))
+
+    @on(app, "/break")
+    def _() -> None:
+        session["n"] = 2
+        raise ZeroDivisionError
+
+    @on(app, "/break/logout")
+    def _() -> None:
+        session.clear()
+        raise ZeroDivisionError
+
+    on(app, "/500")(lambda: (str(session.update(n=3)), 500))
+    on(app, "/400")(lambda: (str(session.update(n=4)), 400))
+
+
+@pytest.mark.parametrize("path", ["/break", "/500"])
+def test_a_failed_request_changes_nothing(path: str, app: Flask, browser: Browser) -> None:
+    failing(app)
+    browser.get("/set")
+    assert browser.get(path).status == "500 INTERNAL SERVER ERROR"
+    assert browser.get().body == b"1"
+
+
+def test_a_request_that_is_refused_may_change_the_session(app: Flask, browser: Browser) -> None:
+    failing(app)
+    assert browser.get("/400").status == "400 BAD REQUEST"
+    assert browser.get().body == b"4"
+
+
+def test_the_page_of_an_error_sees_the_session_and_changes_nothing(
+    app: Flask, browser: Browser
+) -> None:
+    failing(app)
+
+    @app.errorhandler(500)
+    def page(error: Exception) -> tuple[str, int]:
+        session["seen"] = True
+        return f"broken at {session['n']}", 500
+
+    browser.get("/set")
+    assert browser.get("/break").body == b"broken at 2"
+    assert browser.get().body == b"1"
+
+
+def test_a_handled_error_is_no_failure(app: Flask, browser: Browser) -> None:
+    failing(app)
+    app.register_error_handler(ZeroDivisionError, lambda error: ("try another number", 422))
+    browser.get("/set")
+    assert browser.get("/break").status.startswith("422")
+    assert browser.get().body == b"2"
+
+
+def test_a_logout_is_carried_out_though_the_request_fails(app: Flask, browser: Browser) -> None:
+    failing(app)
+    browser.get("/set")
+    old = browser.cookie
+    assert "Max-Age=0" in str(browser.get("/break/logout").cookie)
+    assert Browser(app, old).get().body == b"None"
+
+
+def test_a_logout_is_carried_out_though_the_error_is_passed_on(
+    app: Flask, visitor: FlaskClient, stored: Collection[Any]
+) -> None:
+    failing(app)
+    app.testing = True
+    visitor.get("/set")
+    with pytest.raises(ZeroDivisionError):
+        visitor.get("/break")
+    assert [one["data"] for one in stored.find()] == [{"n": 1}]
+    with pytest.raises(ZeroDivisionError):
+        visitor.get("/break/logout")
+    assert stored.count_documents({}) == 0
+
+
+def test_what_cannot_be_stored_fails_the_request(app: Flask, browser: Browser) -> None:
+    failing(app)
+    on(app, "/bad")(lambda: session.setdefault("list", []).append({1}))
+    browser.get("/set")
+    assert browser.get("/bad").status.startswith("500")
+    assert browser.get().body == b"1"
+
+
+# MongoDB down.
+
+
+def down(**config: Any) -> Flask:
+    app = flask_app(MongoSessionInterface(DOWN), SECRET_KEY="for extensions", **config)
+    on(app)(lambda: session.get("user"))
+    on(app, "/write")(lambda: session.update(user="alice"))
+    on(app, "/logout")(lambda: session.clear())
+    on(app, "/untouched")(lambda: "fine")
+    return app
+
+
+def refused(answer: Answer) -> bytes:
+    assert answer.status == "503 SERVICE UNAVAILABLE"
+    assert answer.header("Retry-After") == "5"
+    assert answer.header("Cache-Control") == "no-store"
+    assert answer.header("Vary") == "Cookie"
+    assert answer.cookie is None
+    assert int(str(answer.header("Content-Length"))) == len(answer.body)
+    return answer.body
+
+
+@pytest.mark.parametrize("path", ["/", "/write", "/logout"])
+@pytest.mark.parametrize("cookie", [COOKIE, ""])
+def test_mongodb_down_is_a_503(path: str, cookie: str, caplog: pytest.LogCaptureFixture) -> None:
+    answer = Browser(down(), cookie).get(path)
+    if cookie or path == "/write":
+        refused(answer)
+        errors = [one for one in caplog.records if one.levelno >= logging.ERROR]
+        assert [one.getMessage() for one in errors] == [f"Exception on {path} [GET]"]
+    else:
+        assert answer.status == "200 OK", "it needs no database"
+    assert "t" * 43 not in caplog.text
+
+
+def test_a_page_that_does_not_use_the_session_is_served() -> None:
+    assert Browser(down(), COOKIE).get("/untouched").body == b"fine"
+
+
+@pytest.mark.parametrize("path", ["/", "/write"])
+def test_the_application_may_have_a_page_for_it(path: str) -> None:
+    app = down()
+
+    @app.errorhandler(503)
+    def page(error: Exception) -> tuple[str, int]:
+        return f"Back soon, {session.get('user', 'visitor')}.", 503
+
+    app.register_error_handler(500, lambda error: (f"Broken, {session.get('user')}", 200))
+    assert refused(Browser(app, COOKIE).get(path)) == b"Back soon, visitor."
+
+
+def test_a_hook_that_uses_the_session_does_not_hide_it() -> None:
+    app = down()
+
+    @app.after_request
+    def hook(response: Response) -> Response:
+        session.pop("note", None)
+        return response
+
+    @on(app, "/other")
+    def _() -> None:
+        with pytest.raises(StoreError):
+            session.get("user")
+        raise ZeroDivisionError
+
+    refused(Browser(app, COOKIE).get())
+    refused(Browser(app, COOKIE).get("/untouched"))
+    refused(Browser(app, COOKIE).get("/other"))
+
+
+def test_a_page_that_catches_the_error_goes_on_without_a_session() -> None:
+    app = down()
+    app.register_error_handler(StoreError, lambda error: "no session, but a page")
+    answer = Browser(app, COOKIE).get()
+    assert (answer.status, answer.body) == ("200 OK", b"no session, but a page")
+    refused(Browser(app, COOKIE).get("/write"))
+
+
+@pytest.mark.parametrize("path", ["/", "/write"])
+def test_a_page_for_every_error_is_the_page_for_it_too(path: str) -> None:
+    app = down()
+    app.register_error_handler(Exception, lambda error: (f"oops, {session.get('user')}", 500))
+    assert refused(Browser(app, COOKIE).get(path)) == b"oops, None"
+
+
+@pytest.mark.parametrize("path", ["/", "/write"])
+def test_a_test_is_handed_the_error_itself(path: str) -> None:
+    visitor = down(TESTING=True).test_client()
+    visitor.set_cookie("mongosession", "t" * 43)
+    with pytest.raises(StoreError):
+        visitor.get(path)
+    with pytest.raises(StoreError), visitor.session_transaction() as mine:
+        mine["user"] = "alice"
+
+
+def test_a_middleware_of_ours_around_it_answers_503_itself() -> None:
+    app = Flask("inner")
+    app.session_interface = MongoSessionInterface(DOWN)
+    on(app)(lambda: session.get("user"))
+    app.wsgi_app = SessionMiddleware(conforming(app.wsgi_app), DOWN)
+    assert Browser(app, COOKIE).get().status == "503 Service Unavailable"
+
+
+# Flask-Login and Flask-WTF.
+
+
+@pytest.fixture
+def members(app: Flask) -> Flask:
+    """An application with logins, by Flask-Login."""
+    login = pytest.importorskip("flask_login")
+    manager = login.LoginManager(app)
+
+    class User(login.UserMixin):
+        id = "alice"
+
+    manager.user_loader(lambda name: User() if name == "alice" else None)
+    on(app)(lambda: login.current_user.get_id())
+    on(app, "/fresh")(lambda: login.login_fresh())
+    on(app, "/set")(lambda: session.update(cart=["tea"]))
+    on(app, "/cart")(lambda: session.get("cart"))
+
+    @on(app, "/login", methods=["POST"])
+    def _() -> None:
+        session.login("alice")
+        login.login_user(User(), remember="remember" in request.form)
+
+    @on(app, "/logout", methods=["POST"])
+    def _() -> None:
+        session.clear()
+        login.logout_user()
+
+    on(app, "/logout/only", methods=["POST"])(lambda: login.logout_user())
+    app.add_url_rule("/members", view_func=login.login_required(members_only))
+    return app
+
+
+def members_only() -> str:
+    return "welcome"
+
+
+def test_flask_login_logs_in_and_out(
+    members: Flask, browser: Browser, stored: Collection[Any]
+) -> None:
+    browser.get("/set")
+    before = browser.token
+    assert browser.get("/members").status.startswith("401")
+    post(browser, "/login")
+    assert browser.token != before
+    assert browser.get("/members").body == b"welcome"
+    assert browser.get("/cart").body == b"['tea']"
+    assert [one["owner"] for one in stored.find({"data": {"$exists": True}})] == ["alice"]
+    post(browser, "/logout")
+    assert browser.get().body == b"None"
+    assert stored.count_documents({"data": {"$exists": True}}) == 0
+
+
+def test_logout_user_alone_keeps_the_rest_of_the_session(members: Flask, browser: Browser) -> None:
+    post(browser, "/login")
+    browser.get("/set")
+    post(browser, "/logout/only")
+    assert browser.get().body == b"None"
+    assert browser.get("/cart").body == b"['tea']"
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+def test_remember_me_outlives_the_session(members: Flask, clock: Clock) -> None:
+    visitor = members.test_client()
+    visitor.post("/login", data={"remember": "yes"})
+    assert visitor.get("/fresh").text == "True"
+    clock.advance(days=31)
+    assert visitor.get("/").text == "alice"
+    assert visitor.get("/fresh").text == "False"
+    visitor.post("/logout")
+    assert visitor.get_cookie("remember_token") is None
+    assert visitor.get("/").text == "None"
+
+
+@pytest.mark.parametrize(("mode", "user"), [("basic", "alice"), ("strong", "None")])
+def test_session_protection(mode: str, user: str, members: Flask) -> None:
+    members.config["SESSION_PROTECTION"] = mode
+    visitor = members.test_client()
+    visitor.post("/login")
+    assert visitor.get("/fresh").text == "True"
+    other = {"User-Agent": "another browser"}
+    assert visitor.get("/", headers=other).text == user
+    assert visitor.get("/fresh", headers=other).text == "False"
+
+
+def test_flask_login_does_not_hide_that_mongodb_is_down() -> None:
+    login = pytest.importorskip("flask_login")
+    app = down()
+    login.LoginManager(app).user_loader(lambda name: None)
+    on(app, "/user")(lambda: login.current_user.get_id())
+    refused(Browser(app, COOKIE).get("/user"))
+
+
+def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
+    wtf = pytest.importorskip("flask_wtf")
+    csrf = pytest.importorskip("flask_wtf.csrf")
+    csrf.CSRFProtect(app)
+
+    class Form(wtf.FlaskForm):
+        pass
+
+    on(app)(lambda: csrf.generate_csrf())
+    on(app, "/form", methods=["POST"])(lambda: Form().validate_on_submit())
+    alice, mallory = app.test_client(), app.test_client()
+    token = alice.get("/").text
+    assert alice.post("/form", data={"csrf_token": token}).text == "True"
+    assert alice.post("/form").status_code == 400
+    mallory.get("/")
+    assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
+
+
+def test_an_answer_that_takes_the_place_of_a_committed_one_keeps_its_cookie(
+    app: Flask, browser: Browser
+) -> None:
+    @on(app)
+    def fill() -> str:
+        session["a"] = 1
+        return ""
+
+    @on(app, "/read")
+    def read() -> str:
+        return str(session.get("a"))
+
+    def broken(sender: Flask, **_: Any) -> None:
+        raise RuntimeError("after the commit")
+
+    with request_finished.connected_to(broken, app):
+        assert browser.get().status.startswith("500")
+    assert browser.get("/read").body == b"1"
