@@ -1,0 +1,60 @@
+"""A small shop in Django. Run it in this folder: gunicorn django_shop:app"""
+
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.urls import path
+from django.views.decorators.http import require_GET, require_POST
+from page import PRODUCTS, page
+from settings import SETTINGS
+
+settings.configure(
+    ALLOWED_HOSTS=["localhost", "127.0.0.1"],
+    ROOT_URLCONF=__name__,
+    MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware"],
+    SESSION_ENGINE="mongosession_wsgi.django",
+    SESSION_COOKIE_NAME="mongosession",
+    MONGOSESSION=SETTINGS,
+    LOGGING={"version": 1, "incremental": True, "loggers": {"django.request": {"level": "ERROR"}}},
+)
+
+
+@require_GET
+def index(request: HttpRequest) -> HttpResponse:
+    request.session["visits"] = request.session.get("visits", 0) + 1
+    return HttpResponse(page(request.session))
+
+
+@require_POST
+def add(request: HttpRequest) -> HttpResponse:
+    item = request.POST.get("item")
+    if item not in PRODUCTS:
+        return HttpResponseBadRequest("We have no such tea.")
+    cart = request.session.setdefault("cart", [])
+    for line in cart:
+        if line["item"] == item:
+            line["count"] += 1
+            break
+    else:
+        cart.append({"item": item, "count": 1})
+    return HttpResponse(status=303, headers={"Location": "/"})
+
+
+@require_POST
+def login(request: HttpRequest) -> HttpResponse:
+    name = request.POST.get("name", "").strip()
+    if not name:
+        return HttpResponseBadRequest("Tell us your name.")
+    request.session[SESSION_KEY] = name  # As django.contrib.auth does, which needs a database.
+    return HttpResponse(status=303, headers={"Location": "/"})
+
+
+@require_POST
+def logout(request: HttpRequest) -> HttpResponse:
+    request.session.flush()
+    return HttpResponse(status=303, headers={"Location": "/"})
+
+
+urlpatterns = [path("", index), path("cart", add), path("login", login), path("logout", logout)]
+app = get_wsgi_application()

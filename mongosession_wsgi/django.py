@@ -1,0 +1,150 @@
+"""The session engine for Django: `SESSION_ENGINE = "mongosession_wsgi.django"`."""
+
+from __future__ import annotations
+
+from datetime import timezone
+from functools import cache
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase, UpdateError
+from django.core.signals import setting_changed
+
+from .cookie import TOKEN
+from .errors import SettingsError
+from .session import Session, State
+from .store import MongoStore
+
+
+@cache
+def mongo_store() -> MongoStore:
+    """Return the store that `settings.MONGOSESSION` describes. Raises `SettingsError`."""
+    given: dict[str, Any] = getattr(settings, "MONGOSESSION", {})
+    for key in given:
+        if key.startswith("session_") and key != "session_lifetime":
+            raise SettingsError(f"{key}: has no effect in MONGOSESSION; see Django's SESSION_…")
+    return MongoStore({**given, "session_lifetime": given.get("session_lifetime") or "none"})
+
+
+class SessionStore(SessionBase):
+    """A session for Django, stored as all of ours are; its key is the token.
+
+    Django works on a plain copy of the data. What is saved is the difference to what was loaded.
+    """
+
+    def __init__(self, session_key: str | None = None) -> None:
+        super().__init__(session_key)
+        self._stored = _opened(None)
+
+    @property
+    def id(self) -> str | None:
+        """The public id, safe to log and to list; None until saved."""
+        return self._stored.id if self._found() else None
+
+    @property
+    def owner(self) -> str | None:
+        """Who is logged in: the primary key of Django's user, or None."""
+        owner = self.get(SESSION_KEY)
+        return None if owner is None else str(owner)
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save, also within a value. Of an ended session, nothing."""
+        if self.session_key is not None and self._stored.state is State.ENDED:
+            return False
+        return self._modified or (self._stored.record is not None and self._updated().changes().any)
+
+    @modified.setter
+    def modified(self, modified: bool) -> None:
+        self._modified = modified
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key == SESSION_KEY:
+            self._write()  # It is a login: whom Django tells of it next may ask for the new key.
+
+    async def aset(self, key: str, value: Any) -> None:
+        await sync_to_async(self.__setitem__)(key, value)
+
+    def exists(self, session_key: str | None) -> bool:
+        return _opened(session_key).id is not None
+
+    def load(self) -> dict[str, Any]:
+        if self._stored.failure is None:
+            self._stored = _opened(self.session_key)
+        # One that was regenerated away keeps its key, or else Django expires the new one's cookie.
+        if self._stored.id is None and self._stored.mark is None:
+            self._session_key = None
+        return self._stored.copy()
+
+    def create(self) -> None:
+        self._session_cache = getattr(self, "_session_cache", {})
+        self._session_key = None
+        self._write()
+
+    def save(self, must_create: bool = False) -> None:
+        """Store what was changed. A key is never of the caller's making: no `CreateError`."""
+        if must_create:
+            self.create()
+        else:
+            self._write()
+        if self._stored.state is State.ENDED:
+            raise UpdateError("The session was ended by another request.")
+
+    def delete(self, session_key: str | None = None) -> None:
+        session = _opened(session_key or self.session_key)
+        session.destroy()
+        mongo_store().flush(session)
+
+    def cycle_key(self) -> None:
+        if self._found():
+            self._stored.regenerate()
+        self._write()
+        self.modified = True
+
+    async def acycle_key(self) -> None:
+        await sync_to_async(self.cycle_key)()
+
+    @classmethod
+    def clear_expired(cls) -> None:
+        mongo_store().purge()
+
+    def _found(self) -> bool:
+        """Have Django load the data, unless it has, and say whether there is a session."""
+        self.keys()
+        return self.session_key is not None
+
+    def _updated(self) -> Session:
+        """Return the stored session with what Django's copy of it has by now, and no more."""
+        for key in self._stored.keys() - self.keys():
+            del self._stored[key]
+        self._stored.update(self.items())
+        return self._stored
+
+    def _write(self) -> None:
+        if not self._found():
+            self._stored = mongo_store().create() if self.is_empty() else _opened(None)
+            self.modified = True
+        if self.owner is not None and self.owner != self._stored.owner:
+            self._stored.login(self.owner)
+        session = self._updated()
+        session.live_until(self.get_expiry_date().astimezone(timezone.utc))
+        mongo_store().flush(session)
+        if session.state is not State.ENDED:
+            self._session_key, self._session_cache = session.token, session.copy()
+
+
+def _opened(session_key: str | None) -> Session:
+    return mongo_store().open(session_key if TOKEN.fullmatch(session_key or "") else None)
+
+
+def _forget_the_store(*, setting: str, **_: object) -> None:
+    if setting == "MONGOSESSION":
+        mongo_store.cache_clear()
+
+
+setting_changed.connect(_forget_the_store)
+if settings.configured:
+    mongo_store()  # Wrong settings are for the start of a project to tell, not for its users.
