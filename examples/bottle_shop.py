@@ -1,27 +1,31 @@
 """A small shop in Bottle. Run it in this folder: gunicorn bottle_shop:app"""
 
 from bottle import Bottle, abort, redirect, request
+from device_name import device_name
+from devices import devices, store
 from page import PRODUCTS, page
 from settings import SETTINGS
 
-from mongosession_wsgi import SessionMiddleware
+from mongosession_wsgi import Session
+from mongosession_wsgi.bottle import MongoSessionPlugin
 
-shop = Bottle()
+app = Bottle()
+app.install(MongoSessionPlugin(SETTINGS, store=store))
+app.merge(devices)
 
 
-@shop.get("/")
-def index() -> str:
-    session = request.environ["mongosession"]
+@app.get("/")
+def index(session: Session) -> str:
     session["visits"] = session.get("visits", 0) + 1
-    return page(session)
+    return page(session, devices="/devices")
 
 
-@shop.post("/cart")
-def add() -> None:
+@app.post("/cart")
+def add(session: Session) -> None:
     item = request.forms.item
     if item not in PRODUCTS:
         abort(400, "We have no such tea.")
-    cart = request.environ["mongosession"].setdefault("cart", [])
+    cart = session.setdefault("cart", [])
     for line in cart:
         if line["item"] == item:
             line["count"] += 1
@@ -31,19 +35,17 @@ def add() -> None:
     redirect("/", 303)
 
 
-@shop.post("/login")
-def login() -> None:
+@app.post("/login")
+def login(session: Session) -> None:
     name = request.forms.name.strip()
     if not name:
         abort(400, "Tell us your name.")
-    request.environ["mongosession"].login(name)
+    session.login(name)
+    session["device"] = device_name(request.get_header("User-Agent", ""))
     redirect("/", 303)
 
 
-@shop.post("/logout")
-def logout() -> None:
-    request.environ["mongosession"].destroy()
+@app.post("/logout")
+def logout(session: Session) -> None:
+    session.destroy()
     redirect("/", 303)
-
-
-app = SessionMiddleware(shop, SETTINGS)

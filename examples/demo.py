@@ -35,6 +35,11 @@ signals: list[int] = []
 
 NOTHING = Page(visits=1, owner=None, cart={})[:3]
 TEAS = {"Oolong": 2, "Earl Grey": 1}
+LAPTOP = "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0"
+PHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 "
+    "(KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1"
+)
 
 
 class Line(NamedTuple):
@@ -56,6 +61,10 @@ def transcript(url: str, mongodb_uri: str) -> Iterator[Line]:
     yield from is_separate(alice, bob)
     replay, ended = Browser(url, alice.cookies), alice.token
     yield from logs_out(alice, replay)
+    laptop, phone = Browser(url, user_agent=LAPTOP), Browser(url, user_agent=PHONE)
+    yield from sees_her_devices(laptop, phone)
+    yield from signs_one_out(laptop, phone, bob)
+    yield from signs_out_the_rest(laptop, Browser(url))
     live = [alice.token, bob.token, replay.token]
     yield from is_stored(mongodb_uri, live, [anonymous, ended])
 
@@ -106,6 +115,40 @@ def logs_out(alice: Browser, replay: Browser) -> Iterator[Line]:
     page = replay.get()
     yield Line("a thief", "GET / by her last token", "finds nothing", page[:3] == NOTHING)
     yield Line("", "", "and starts under another token", replay.token not in ("", ended))
+
+
+def sees_her_devices(laptop: Browser, phone: Browser) -> Iterator[Line]:
+    owners = [browser.post("/login", name="Alice").owner for browser in (laptop, phone)]
+    yield Line("Alice", "POST /login, on two", "she is logged in on both", owners == ["Alice"] * 2)
+    this, other = laptop.devices().devices[:2]
+    shown = (this.name, this.is_this) == ("Firefox on Linux", True)
+    yield Line("Alice", "GET /devices", "this device is Firefox on Linux", shown)
+    shown = (other.name, other.is_this) == ("Safari on iPhone", False)
+    yield Line("", "", "the other one is Safari on iPhone", shown)
+
+
+def signs_one_out(laptop: Browser, phone: Browser, bob: Browser) -> Iterator[Line]:
+    before = laptop.devices().devices
+    phones = before[1].id
+    bob.sign_out(phones)
+    kept = laptop.devices().devices == before
+    yield Line("Bob", "POST /devices, by its id", "ends nothing of hers", kept)
+    arrive = phone.begin("/cart", item="Oolong")
+    notice, left = laptop.sign_out(phones)[:2]
+    ended = notice == "1 device signed out." and phones not in [device.id for device in left]
+    yield Line("Alice", "POST /devices", "the other one is signed out", ended)
+    arrived, dead = arrive() == 303, laptop.devices().devices == left
+    yield Line("Phone", "POST /cart, under way", "revives nothing", arrived and dead)
+    yield Line("Phone", "GET /", "is nobody's", phone.get().owner is None)
+
+
+def signs_out_the_rest(laptop: Browser, tablet: Browser) -> Iterator[Line]:
+    tablet.post("/login", name="Alice")
+    left = laptop.sign_out("others").devices
+    alone = [device.is_this for device in left] == [True] and tablet.get().owner is None
+    yield Line("Alice", "POST /devices, the rest", "only this device is left", alone)
+    laptop.sign_out(left[0].id)
+    yield Line("Alice", "POST /devices, this one", "is a logout", laptop.get().owner is None)
 
 
 def is_stored(mongodb_uri: str, live: list[str], ended: list[str]) -> Iterator[Line]:

@@ -26,6 +26,7 @@ PRODUCTS = {
     "Rooibos": Product(6, "#b5331c", "sweet, without caffeine"),
 }
 
+STYLE = Path(__file__).with_name("shop.css").read_text(encoding="utf-8")
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 PRODUCT = Template("""
@@ -50,8 +51,11 @@ EMPTY = """
         <p>Nothing in it yet.</p>"""
 
 SIGNED_IN = Template("""
-        <p>Logged in as <strong id="owner">$owner</strong></p>
+        <p>Logged in as <strong id="owner">$owner</strong></p>$devices
         <form method="post" action="/logout"><button>Log out</button></form>""")
+
+DEVICES = Template("""
+        <p><a href="$path">Where you're signed in</a></p>""")
 
 SIGN_IN = """
         <form method="post" action="/login">
@@ -62,15 +66,24 @@ SIGN_IN = """
         <p>Any name will do. The cart comes along.</p>"""
 
 
-def page(session: Session) -> str:
-    """Return the shop's page, as the owner of `session` is to see it."""
-    return _fill(
+def page(session: Session, devices: str = "") -> str:
+    """Return the shop's page, as the owner of `session` is to see it.
+
+    `devices` is the path of the page of the devices, in a shop that has one.
+    """
+    return fill(
         PAGE,
         {"title": SETTINGS["title"], "visits": session["visits"]},
-        products="".join(_fill(PRODUCT, {"name": k} | v._asdict()) for k, v in PRODUCTS.items()),
+        style=STYLE,
+        products="".join(fill(PRODUCT, {"name": k} | v._asdict()) for k, v in PRODUCTS.items()),
         cart=_cart(session.get("cart", [])),
-        account=SIGN_IN if session.owner is None else _fill(SIGNED_IN, {"owner": session.owner}),
+        account=SIGN_IN if session.owner is None else _account(session.owner, devices),
     )
+
+
+def _account(owner: str, devices: str) -> str:
+    link = fill(DEVICES, {"path": devices}) if devices else ""
+    return fill(SIGNED_IN, {"owner": owner}, devices=link)
 
 
 def _cart(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -79,11 +92,11 @@ def _cart(lines: Sequence[Mapping[str, Any]]) -> str:
     rows, total = "", 0
     for line in lines:
         price = line["count"] * PRODUCTS[line["item"]].price
-        rows += _fill(LINE, {**line, "price": price})
+        rows += fill(LINE, {**line, "price": price})
         total += price
-    return _fill(CART, {"total": total}, lines=rows)
+    return fill(CART, {"total": total}, lines=rows)
 
 
-def _fill(template: Template, texts: Mapping[str, object], **html: str) -> str:
+def fill(template: Template, texts: Mapping[str, object], **html: str) -> str:
     """Fill in `texts`, escaped, and `html`, which is HTML already."""
     return template.substitute({name: escape(str(text)) for name, text in texts.items()}, **html)

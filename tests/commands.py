@@ -52,7 +52,7 @@ def _names_one_id(command: Any) -> bool:
         *(delete["q"] for delete in command.get("deletes", ())),
         *command.get("documents", ()),
     )
-    found = [one["_id"] for one in selected if one is not None]
+    found = [one.get("_id") for one in selected if one is not None]
     return len(found) == 1 and isinstance(found[0], str) and len(found[0]) == 43
 
 

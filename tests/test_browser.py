@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from .test_examples import SERVERS, served
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
+in_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"
 )
 ARGUMENTS = [
@@ -40,13 +41,22 @@ def url(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    with profile(tmp_path) as browser:
+        yield browser
+
+
+@contextmanager
+def profile(folder: Path, *arguments: str) -> Iterator[webdriver.Chrome]:
+    """Run a browser that keeps its cookies and all else in `folder`."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for argument in [*ARGUMENTS, f"--user-data-dir={tmp_path}"]:
+    for argument in [*ARGUMENTS, f"--user-data-dir={folder}", *arguments]:
         options.add_argument(argument)
     browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    try:
+        yield browser
+    finally:
+        browser.quit()
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
@@ -73,6 +83,7 @@ def submit(browser: webdriver.Chrome, selector: str) -> None:
     WebDriverWait(browser, 20).until(lambda _: browser.execute_script(another_page))
 
 
+@in_chromium
 def test_a_person_shops_logs_in_and_logs_out(chromium: webdriver.Chrome, url: str) -> None:
     chromium.get(url)
     assert visits(chromium) == 1

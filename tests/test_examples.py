@@ -122,10 +122,10 @@ def test_a_login_changes_the_token_and_keeps_the_cart(url: str) -> None:
     alice.post("/cart", item="Assam")
     old = Browser(url, alice.cookies)
     page = alice.post("/login", name=" Zoë <b>&amp; ")
-    assert page == (2, "Zoë <b>&amp;", {"Assam": 1}, False)
+    assert page[:3] == (2, "Zoë <b>&amp;", {"Assam": 1})
     assert alice.token != old.token
     assert old.get() == (1, None, {}, False)
-    assert alice.get() == (3, "Zoë <b>&amp;", {"Assam": 1}, False)
+    assert alice.get()[:3] == (3, "Zoë <b>&amp;", {"Assam": 1})
 
 
 def test_a_logout_expires_the_cookie_and_ends_the_session(url: str) -> None:
@@ -134,7 +134,7 @@ def test_a_logout_expires_the_cookie_and_ends_the_session(url: str) -> None:
     alice.post("/login", name="alice")
     status, headers = post(f"{url}/logout", alice.token)
     assert (status, urlsplit(headers["Location"]).path) == (303, "/")
-    assert headers["Set-Cookie"].startswith("mongosession=;")
+    assert re.match(r'mongosession=(|"");', headers["Set-Cookie"])
     assert "Max-Age=0" in headers["Set-Cookie"]
     ended = alice.token
     assert alice.get()[:3] == (1, None, {})
@@ -151,7 +151,8 @@ def test_a_form_that_makes_no_sense_changes_nothing(url: str, form: tuple[str, s
 
 
 def test_each_framework_has_a_shop_of_at_most_60_lines() -> None:
-    assert SHOPS == ["bottle_shop", "falcon_shop", "flask_shop", "plain_shop", "pyramid_shop"]
+    frameworks = ["bottle", "django", "falcon", "flask", "plain", "pyramid"]
+    assert [shop.removesuffix("_shop") for shop in SHOPS] == frameworks
     for shop in SHOPS:
         assert len((EXAMPLES / f"{shop}.py").read_text().splitlines()) <= 60
 

@@ -1,0 +1,70 @@
+"""A plugin for Bottle: a handler that names a `session` argument gets the session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+from bottle import Bottle, PluginError, Route, request  # type: ignore[import-untyped]
+
+from .middleware import KEY, SessionMiddleware
+from .session import Session
+from .store import Store
+
+
+class MongoSessionPlugin:
+    """Give the handlers of a Bottle application the session of their request.
+
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys, be it `app.config`; `store`
+    replaces the one that is made of them. Without settings, a `SessionMiddleware` has to be around
+    the application. `keyword` is the name of the argument.
+    """
+
+    name = "mongosession"
+    api = 2
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        store: Store | None = None,
+        keyword: str = "session",
+    ) -> None:
+        if settings is None and store is not None:
+            raise TypeError("A store needs settings beside it: those of the cookie.")
+        self._settings = settings
+        self._store = store
+        self._keyword = keyword
+
+    def setup(self, app: Bottle) -> None:
+        """Put our middleware around `app`, if there are settings; raises `SettingsError`.
+
+        Bottle calls this at `app.install`. A plugin wraps handlers, but a session is to be stored
+        when hooks and error pages are through with it, and before the first header.
+        """
+        if any(isinstance(plugin, MongoSessionPlugin) for plugin in app.plugins):
+            raise PluginError("This application has a MongoSessionPlugin already.")
+        if self._settings is not None:
+            app.wsgi = SessionMiddleware(app.wsgi, self._settings, store=self._store)
+
+    def apply(self, callback: Callable[..., Any], route: Route) -> Callable[..., Any]:
+        """Return `callback` with its session filled in, if it names one; Bottle calls this."""
+        if self._keyword not in signature(route.callback).parameters:
+            return callback
+
+        def with_session(*args: Any, **kwargs: Any) -> Any:
+            kwargs[self._keyword] = _session()
+            return callback(*args, **kwargs)
+
+        return with_session
+
+
+def _session() -> Session:
+    session = request.environ.get(KEY)
+    if not isinstance(session, Session):
+        raise PluginError(
+            "This request has no session. The application that the server calls needs a "
+            "MongoSessionPlugin with settings too, or a SessionMiddleware around it."
+        )
+    return session
