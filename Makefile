@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples
 
-.PHONY: help demo test check audit dist races faults fuzz load clean
+.PHONY: help demo test test-oldest check docs audit dist bench bench-report races faults fuzz load clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: end after the transcript)
 	@exec $(BIN)/python examples/demo.py $(if $(ONCE),--once)
@@ -17,6 +18,9 @@ demo: $(INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: 
 test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI
 	@$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage report
+
+test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
+	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py
 
 check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/ruff check $(SOURCES)
@@ -46,7 +50,13 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+	rm -rf $(VENV) $(OLDEST) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+
+$(OLDEST)/installed: setup.cfg setup.py tests/oldest.txt
+	@echo "Installing into $(OLDEST), once ..."
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt --editable '.[test]'
+	@touch $@
 
 $(INSTALLED): setup.cfg setup.py
 	@echo "Installing into $(VENV), once ..."
