@@ -26,6 +26,7 @@ from .errors import SessionDataError
 VERSION = 1
 MAX_SIZE = 16 * 1024 * 1024
 """The most bytes that MongoDB holds in one document."""
+_SMALL = 1024 * 1024
 MAX_DEPTH = 90
 """The most levels of lists and dicts in one value; MongoDB stops at 100, our wrapper included."""
 
@@ -40,6 +41,9 @@ IMMUTABLE = frozenset((
     bson.ObjectId, bson.Decimal128, bson.Timestamp, bson.Regex, bson.MinKey, bson.MaxKey,
 ))  # fmt: skip
 """The types of BSON whose values no nested change can alter."""
+_EXACT = frozenset((NoneType, bool, int, str, bytes))
+"""The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
+_NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
 _AS_THEY_ARE = frozenset(_SCALAR) - {int, str} | {bson.Binary}
@@ -130,6 +134,14 @@ def form(key: Any, value: Any) -> Any:
     return _form(value, (None, key), 1)
 
 
+def check(key: Any, value: Any) -> None:
+    """Raise `SessionDataError`, as `encode` does, for what cannot be stored."""
+    stored = form(key, value)
+    # Most of what is assigned has no fault that only the encoder could find.
+    if not (type(value) in _NUMBERS or (type(value) is str and len(value) < _SMALL)):
+        encode_form(key, stored)
+
+
 def encode(key: Any, value: Any) -> bytes:
     """Return the bytes of `value` as it is stored; two values are the same if their bytes are.
 
@@ -214,9 +226,13 @@ def difference(
     for key, value in list(data.items()):
         if key not in base:
             if type(value) in IMMUTABLE:
-                assigned[key] = value  # Which was encoded, and so checked, when it was assigned.
+                assigned[key] = value  # Which was checked when it was assigned.
                 continue
         elif value is base[key] and key not in prints:
+            continue
+        elif type(value) in _EXACT and type(value) is type(base[key]):
+            if value != base[key]:
+                assigned[key] = value
             continue
         stored = form(key, value)
         encoding = encode_form(key, stored)
@@ -294,9 +310,8 @@ def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
-    for key, value in stored.items():
-        if type(value) in _NESTED:
-            stored[key] = _unescaped_within(value)
+    if not _NESTED.isdisjoint(map(type, stored.values())):
+        stored = {key: _unescaped_within(value) for key, value in stored.items()}
     return stored
 
 

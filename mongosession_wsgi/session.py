@@ -38,29 +38,35 @@ class Session(MutableMapping[str, Any]):
         "_base",
         "_came",
         "_data",
-        "_failure",
         "_load",
-        "_loaded",
-        "_login",
-        "_mark",
         "_prints",
-        "_record",
         "_replaces",
-        "_state",
-        "_token",
         "_until",
+        "claim",
+        "failure",
+        "loaded",
+        "login_owner",
+        "mark",
+        "record",
+        "state",
     )
 
     def __init__(self, token: str | None, load: Callable[[str], Record | Mark | None]) -> None:
-        self._token = token
+        # For the store. An application has the properties below instead.
+        self.state = State.UNTOUCHED
+        # The token that came with the request or was issued, unless it is known not to be live.
+        self.claim = token
+        # Whether the store was asked what it has of the session, or need not be; what it then had,
+        # and what it had in its place; and why it could not say, which is not tried again.
+        self.loaded = token is None
+        self.record: Record | None = None
+        self.mark: Mark | None = None
+        self.failure: StoreError | None = None
+        # Who logged in during this request.
+        self.login_owner: str | None = None
+
         self._load = load
-        self._loaded = token is None
-        self._failure: StoreError | None = None
-        self._record: Record | None = None
-        self._mark: Mark | None = None
         self._came = False
-        self._state = State.UNTOUCHED
-        self._login: str | None = None
         self._until: datetime | None = None
         self._data: dict[str, Any] = {}
         # What is known to be stored, and the bytes of those values of it that were handed out.
@@ -82,7 +88,7 @@ class Session(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._touch()
-        document.encode(key, value)
+        document.check(key, value)
         self._unshare()
         self._data[key] = value
 
@@ -113,14 +119,14 @@ class Session(MutableMapping[str, Any]):
         return self
 
     def __repr__(self) -> str:
-        if not (self._loaded or self._replaces):
+        if not (self.loaded or self._replaces):
             return "<Session, not loaded>"
-        return f"<Session {self._record.id if self._record else 'new'} with {sorted(self._data)}>"
+        return f"<Session {self.record.id if self.record else 'new'} with {sorted(self._data)}>"
 
     def clear(self) -> None:
         """Remove every key; on a session that was not looked at, without reading it."""
         self._touch()
-        if self._loaded:
+        if self.loaded:
             self._data = {}
         else:
             self._wipe()
@@ -143,19 +149,19 @@ class Session(MutableMapping[str, Any]):
 
         For handing to a client by other means than the cookie; never log or store it.
         """
-        return self._token if self._identity() else None
+        return self.claim if self._identity() else None
 
     @property
     def new(self) -> bool:
         """Whether no live session came with the request."""
         self._identity()
-        return self._state is State.DESTROYED or not self._came
+        return self.state is State.DESTROYED or not self._came
 
     @property
     def owner(self) -> str | None:
         """The application's name for who is logged in, or None."""
-        if self._login is not None:
-            return self._login
+        if self.login_owner is not None:
+            return self.login_owner
         record = self._identity()
         return record.owner if record else None
 
@@ -179,8 +185,8 @@ class Session(MutableMapping[str, Any]):
         Call it when privileges change, against session fixation (OWASP ASVS 5.0, 7.2.4).
         """
         self._touch()
-        if self._state is State.OPEN:
-            self._state = State.REGENERATED
+        if self.state is State.OPEN:
+            self.state = State.REGENERATED
 
     def login(self, owner: str) -> None:
         """Make this the session of `owner`, under a new token and with its lifetime restarted.
@@ -196,7 +202,7 @@ class Session(MutableMapping[str, Any]):
             self._read()  # Whose the data is decides whether it stays.
         if self._owner_so_far() not in (None, owner):
             self._wipe()
-        self._login = owner
+        self.login_owner = owner
         self.regenerate()
 
     def destroy(self) -> None:
@@ -205,80 +211,45 @@ class Session(MutableMapping[str, Any]):
         What is set afterwards in the same request starts a new session.
         """
         self._touch()
-        if self._state is not State.ENDED:
-            self._state = State.DESTROYED
-            self._login = None
+        if self.state is not State.ENDED:
+            self.state = State.DESTROYED
+            self.login_owner = None
             self._wipe()
 
     # What a store is told, and tells.
 
-    @property
-    def state(self) -> State:
-        """What happened to the session so far."""
-        return self._state
-
-    @property
-    def claim(self) -> str | None:
-        """The token that came with the request or was issued, unless it is known not to be live."""
-        return self._token
-
-    @property
-    def record(self) -> Record | None:
-        """What was loaded of the session; None where nothing was, or nothing was there."""
-        return self._record
-
-    @property
-    def mark(self) -> Mark | None:
-        """What was found in place of a session that was regenerated away."""
-        return self._mark
-
-    @property
-    def login_owner(self) -> str | None:
-        """Who logged in during this request."""
-        return self._login
-
-    @property
-    def failure(self) -> StoreError | None:
-        """Why the session could not be loaded; it is not tried again in this request."""
-        return self._failure
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the store was asked what it has of the session, or need not be."""
-        return self._loaded
-
     def load(self) -> None:
         """Ask the store what it has of the session, once."""
-        if self._loaded or self._token is None:
+        if self.loaded or self.claim is None:
             return
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         try:
-            found = self._load(self._token)
+            found = self._load(self.claim)
         except StoreError as error:
-            self._failure = error
+            self.failure = error
             raise
-        self._loaded = True
+        self.loaded = True
         if isinstance(found, Record):
             self.rebase(found)
             return
-        self._token = None  # Never adopted: what is set gets a token of ours.
+        self.claim = None  # Never adopted: what is set gets a token of ours.
         if isinstance(found, Mark):
-            self._mark = found
+            self.mark = found
             self.end()
 
     def rebase(self, record: Record) -> None:
         """Take `record` for what is stored, and this request's changes for changes of it."""
-        if self._login is None and not (self._data or self._base or self._replaces):
-            self._record, self._came, self._loaded = record, True, True
+        if self.login_owner is None and not (self._data or self._base or self._replaces):
+            self.record, self._came, self.loaded = record, True, True
             self._base = self._data = record.data
             return
         changes = self.changes()
         self._replaces = changes.replaces or (
-            self._login is not None and record.owner not in (None, self._login)
+            self.login_owner is not None and record.owner not in (None, self.login_owner)
         )
-        self._record = record
-        self._came = self._loaded = True
+        self.record = record
+        self._came = self.loaded = True
         # Where nobody else changed a value, the object stays that the application has in hand.
         held = {
             key: self._data[key]
@@ -325,25 +296,25 @@ class Session(MutableMapping[str, Any]):
             self._prints.pop(key, None)
         self._base = base
         self._prints |= changes.prints
-        self._record, self._token = record, token
-        self._replaces, self._login, self._until = False, None, None
-        self._state = State.OPEN
+        self.record, self.claim = record, token
+        self._replaces, self.login_owner, self._until = False, None, None
+        self.state = State.OPEN
 
     def end(self) -> None:
         """Take note that the session is over: nothing of it is written any more."""
-        self._state = State.ENDED
+        self.state = State.ENDED
 
     def discard(self) -> None:
         """Give up every change of this request, all but `destroy()`."""
-        self._login = self._until = None
-        if self._state is State.DESTROYED:
+        self.login_owner = self._until = None
+        if self.state is State.DESTROYED:
             self._wipe()
-        elif self._state is not State.UNTOUCHED:
+        elif self.state is not State.UNTOUCHED:
             self.end()
 
     def _touch(self) -> None:
-        if self._state is State.UNTOUCHED:
-            self._state = State.OPEN
+        if self.state is State.UNTOUCHED:
+            self.state = State.OPEN
 
     def _unshare(self) -> None:
         if self._data is self._base:
@@ -355,15 +326,15 @@ class Session(MutableMapping[str, Any]):
 
     def _identity(self) -> Record | None:
         self._touch()
-        if self._state in (State.DESTROYED, State.ENDED):
+        if self.state in (State.DESTROYED, State.ENDED):
             return None
         self.load()
-        return self._record
+        return self.record
 
     def _owner_so_far(self) -> str | None:
-        if self._login is not None or self._record is None or self._state is State.DESTROYED:
-            return self._login
-        return self._record.owner
+        if self.login_owner is not None or self.record is None or self.state is State.DESTROYED:
+            return self.login_owner
+        return self.record.owner
 
     def _take_print(self, key: str, value: Any) -> None:
         if value is self._base.get(key):

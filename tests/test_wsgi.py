@@ -93,7 +93,7 @@ def test_write_commits_first(visit: Any, stored: Collection[Any]) -> None:
         write = start_response("200 OK", PLAIN)
         environ["mongosession"]["a"] = 1
         write(b"one ")
-        seen.extend(stored.find())
+        seen.extend(stored.aggregate([]))
         write(b"two ")
         return [b"three"]
 
