@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 OLDEST := .venv-oldest
-SOURCES := mongosession_wsgi tests examples
+SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
 .PHONY: help demo test test-oldest check docs audit dist bench bench-report races faults fuzz load clean
 
@@ -28,6 +28,9 @@ check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
+
+docs: $(INSTALLED)  ## build the site into build/docs, warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs
 
 audit: $(INSTALLED)  ## look the dependencies up in the databases of vulnerabilities (needs a network)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

@@ -37,6 +37,7 @@ class Session(MutableMapping[str, Any]):
     __slots__ = (
         "_base",
         "_came",
+        "_came_with",
         "_data",
         "_load",
         "_prints",
@@ -55,7 +56,7 @@ class Session(MutableMapping[str, Any]):
         # For the store. An application has the properties below instead.
         self.state = State.UNTOUCHED
         # The token that came with the request or was issued, unless it is known not to be live.
-        self.claim = token
+        self.claim = self._came_with = token
         # Whether the store was asked what it has of the session, or need not be; what it then had,
         # and what it had in its place; and why it could not say, which is not tried again.
         self.loaded = token is None
@@ -311,6 +312,10 @@ class Session(MutableMapping[str, Any]):
             self._wipe()
         elif self.state is not State.UNTOUCHED:
             self.end()
+
+    def restart(self) -> None:
+        """Forget all that this request saw and did, for another attempt at it."""
+        Session.__init__(self, self._came_with, self._load)
 
     def _touch(self) -> None:
         if self.state is State.UNTOUCHED:

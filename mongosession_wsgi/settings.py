@@ -102,9 +102,9 @@ def span_or_unlimited(value: Any) -> timedelta | None:
 
 
 def truth(value: Any) -> bool:
-    """Read a bool or one of the words that INI files use for it."""
-    if isinstance(value, str):
-        value = _TRUTH.get(value.strip().lower())
+    """Read a bool, one of the words that INI files use for it, or Perl's 1 and 0."""
+    if isinstance(value, str | int):
+        value = _TRUTH.get(str(value).strip().lower())
     if not isinstance(value, bool):
         raise ValueError("true or false")
     return value
