@@ -8,14 +8,11 @@ from pyramid.response import Response
 from pyramid.view import view_config
 from settings import SETTINGS
 
-from mongosession_wsgi import SessionMiddleware
-
 
 @view_config(route_name="index", request_method="GET")
 def index(request: Request) -> Response:
-    session = request.environ["mongosession"]
-    session["visits"] = session.get("visits", 0) + 1
-    return Response(page(session))
+    request.session["visits"] = request.session.get("visits", 0) + 1
+    return Response(page(request.session))
 
 
 @view_config(route_name="cart", request_method="POST")
@@ -23,7 +20,7 @@ def add(request: Request) -> Response:
     item = request.POST.get("item")
     if item not in PRODUCTS:
         raise HTTPBadRequest("We have no such tea.")
-    cart = request.environ["mongosession"].setdefault("cart", [])
+    cart = request.session.setdefault("cart", [])
     for line in cart:
         if line["item"] == item:
             line["count"] += 1
@@ -38,19 +35,20 @@ def login(request: Request) -> Response:
     name = request.POST.get("name", "").strip()
     if not name:
         raise HTTPBadRequest("Tell us your name.")
-    request.environ["mongosession"].login(name)
+    request.session.login(name)
     return HTTPSeeOther(request.route_path("index"))
 
 
 @view_config(route_name="logout", request_method="POST")
 def logout(request: Request) -> Response:
-    request.environ["mongosession"].destroy()
+    request.session.invalidate()
     return HTTPSeeOther(request.route_path("index"))
 
 
 with Configurator(settings=SETTINGS) as config:
+    config.include("mongosession_wsgi.pyramid")
     for name, path in ("index", "/"), ("cart", "/cart"), ("login", "/login"), ("logout", "/logout"):
         config.add_route(name, path)
     config.scan()
 
-app = SessionMiddleware(config.make_wsgi_app(), SETTINGS)
+app = config.make_wsgi_app()

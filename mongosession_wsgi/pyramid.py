@@ -1,0 +1,150 @@
+"""Pyramid's `request.session`, kept in MongoDB: `config.include("mongosession_wsgi.pyramid")`."""
+
+# Pyramid and zope.interface have no types.
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from secrets import token_hex
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from pyramid.config import Configurator
+from pyramid.events import ApplicationCreated
+from pyramid.interfaces import ISession
+from pyramid.request import Request
+from pyramid.response import Response
+from zope.interface import implementer
+
+from .cookie import CookiePolicy
+from .exchange import Exchange
+from .middleware import KEY, SessionMiddleware
+from .session import Session
+from .settings import Settings
+from .store import MongoStore, Store
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_STORE = "mongosession_wsgi.store"
+_EXCHANGE = "mongosession_wsgi.exchange"
+
+
+@implementer(ISession)
+class MongoSession(UserDict[str, Any]):
+    """The session of a request as Pyramid knows it. Every member of `Session` is one of it too."""
+
+    data: Session  # type: ignore[assignment]
+    copy = Session.copy  # type: ignore[assignment]
+
+    def __init__(self, session: Session) -> None:
+        self.data = session
+        self._opened = int(time())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    @property
+    def created(self) -> int:
+        """When the session was created or last logged in, in seconds since the epoch."""
+        created_at = self.data.created_at
+        return self._opened if created_at is None else int(created_at.timestamp())
+
+    def clear(self) -> None:
+        """Remove every key; the session stays, empty."""
+        self.data.clear()
+
+    def changed(self) -> None:
+        """Do nothing: changes inside of a list or a dict are noticed."""
+
+    def invalidate(self) -> None:
+        """End the session, as a logout does; what is set afterwards starts a new one."""
+        self.data.destroy()
+
+    def flash(self, msg: Any, queue: str = "", allow_duplicate: bool = True) -> None:
+        """Append a message to a queue, unless it is there and duplicates are not allowed."""
+        messages = self.data.setdefault(f"_f_{queue}", [])
+        if allow_duplicate or msg not in messages:
+            messages.append(msg)
+
+    def pop_flash(self, queue: str = "") -> list[Any]:
+        """Remove a queue, and return its messages."""
+        return list(self.data.pop(f"_f_{queue}", []))
+
+    def peek_flash(self, queue: str = "") -> list[Any]:
+        """Return the messages of a queue, which stays."""
+        return list(self.data.get(f"_f_{queue}", []))
+
+    def new_csrf_token(self) -> str:
+        """Set a new CSRF token, and return it."""
+        token = self.data["_csrft_"] = token_hex(20)
+        return token
+
+    def get_csrf_token(self) -> str:
+        """Return the CSRF token; make one if there is none."""
+        return self.data.get("_csrft_") or self.new_csrf_token()
+
+
+def includeme(config: Configurator) -> None:
+    """Give every request its session, by the `mongodb_*` and `session_*` keys of the settings.
+
+    They are read when the application is made, which then raises `SettingsError` if they are bad.
+    """
+    config.add_directive("set_mongosession_store", _set_store)
+    config.set_session_factory(_session_of)
+    config.add_subscriber(_install, ApplicationCreated)
+    with suppress(ImportError):
+        from pyramid_retry import IBeforeRetry
+
+        config.add_subscriber(_forget_attempt, IBeforeRetry)
+
+
+def _set_store(config: Configurator, store: Store) -> None:
+    """Use `store` in place of the one that is made of the settings."""
+    config.action(_STORE, partial(config.registry.__setitem__, _STORE, store))
+
+
+def _install(event: ApplicationCreated) -> None:
+    """Put our middleware around the execution policy of the application, whichever it has.
+
+    So a session is stored after all attempts, tweens, callbacks and subscribers, and along with the
+    response that goes out.
+    """
+    router, respond, registry = event.app, event.app.execution_policy, event.app.registry
+    settings = Settings.parse(registry.settings)
+    store = registry[_STORE] if _STORE in registry else MongoStore(settings)
+    registry[_EXCHANGE] = partial(Exchange, store, CookiePolicy(settings))
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        response: WSGIApplication = respond(environ, router)
+        return response(environ, start_response)
+
+    middleware = SessionMiddleware(app, settings, store=store)
+    router.execution_policy = lambda *_: middleware
+
+
+def _session_of(request: Request) -> MongoSession:
+    session = request.environ.get(KEY)
+    if isinstance(session, Session):
+        return MongoSession(session)
+    # A subrequest with an environ, and so cookies, of its own.
+    exchange: Exchange = request.registry[_EXCHANGE](request.environ)
+    request.environ[KEY] = exchange.session
+
+    def commit(_: Request, response: Response) -> None:
+        exchange.commit(response.status)
+        response.headerlist = exchange.headers(response.headerlist)
+
+    # After the other callbacks, which may use the session too.
+    request.add_response_callback(lambda *_: request.add_response_callback(commit))
+    request.add_finished_callback(lambda _: exchange.abandon())
+    return MongoSession(exchange.session)
+
+
+def _forget_attempt(event: Any) -> None:
+    session: Session = event.environ[KEY]
+    session.restart()
