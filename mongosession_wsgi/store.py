@@ -121,8 +121,8 @@ class MongoStore:
         client: MongoClient[Any] | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._settings = Settings.parse(settings)
-        database = self._settings.database
+        self.settings = Settings.parse(settings)
+        database = self.settings.database
         if database is None:
             raise SettingsError(
                 "mongodb_session_db: missing; name the database that is to hold the sessions"
@@ -130,7 +130,7 @@ class MongoStore:
         self._database = database
         self._client = client
         self._clock = clock
-        self._pause = min(self._settings.idle / 10, _RENEW_AT_LEAST_EVERY)
+        self._pause = min(self.settings.idle / 10, _RENEW_AT_LEAST_EVERY)
         self._collections: dict[int, _Sessions] = {}
         self._indexed: set[int] = set()
         self._indexing: dict[int, Lock] = {}
@@ -457,10 +457,10 @@ class MongoStore:
     def _expiry(
         self, now: datetime, created_at: datetime, until: datetime | None = None
     ) -> datetime:
-        idle_until = until or now + self._settings.idle
-        if self._settings.lifetime is None:
+        idle_until = until or now + self.settings.idle
+        if self.settings.lifetime is None:
             return idle_until
-        return min(idle_until, created_at + self._settings.lifetime)
+        return min(idle_until, created_at + self.settings.lifetime)
 
     def _used(self, record: Record, now: datetime, until: datetime | None) -> Record:
         """Return `record` after a use of its session; no moment moves back unless it is to."""
@@ -475,7 +475,7 @@ class MongoStore:
         Only one that is too young for its lifetime to matter has an expiry that needs no look at
         it. Where the lifetime is no longer than the idle time, no expiry ever moves.
         """
-        idle, lifetime = self._settings.idle, self._settings.lifetime
+        idle, lifetime = self.settings.idle, self.settings.lifetime
         if lifetime is None:
             return {"$type": _DATE}, now + idle
         if lifetime <= idle:
@@ -506,7 +506,7 @@ class MongoStore:
         return collection
 
     def _connected(self) -> _Sessions:
-        settings = self._settings
+        settings = self.settings
         try:
             client = self._own_client() if self._client is None else self._client
         except (PyMongoError, ValueError, TypeError) as error:
@@ -524,7 +524,7 @@ class MongoStore:
         )
 
     def _own_client(self) -> MongoClient[Any]:
-        client: MongoClient[Any] = MongoClient(**self._settings.client_options)
+        client: MongoClient[Any] = MongoClient(**self.settings.client_options)
         finalize(self, _close_in_its_process, client, os.getpid())
         return client
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,25 @@ def test_a_module_imports_only_what_is_below_it(module: Path) -> None:
     assert "mongosession_wsgi" not in {name.partition(".")[0] for name in imports_of(module)}
 
 
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("testing/*.py")), ids=lambda path: path.stem)
+def test_what_is_for_tests_builds_on_the_store(module: Path) -> None:
+    beside = {f".{path.stem}" for path in PACKAGE.glob("testing/*.py")}
+    below = {f".{name}" for name in ON_TOP | {"document"}}
+    ours = {name for name in imports_of(module) if name.startswith(".")}
+    assert ours <= beside | below
+
+
+def test_a_module_for_a_framework_is_small_and_imported_only_on_use() -> None:
+    for name in FRAMEWORKS:
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 150
+    program = "import sys, mongosession_wsgi; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    extras = FRAMEWORKS - {"paste"} | {"click", "rich", "pytest", "yaml"}
+    assert extras.isdisjoint(loaded)
+    assert not any(name.startswith("mongosession_wsgi.testing") for name in loaded)
+
+
 def test_only_the_cookie_knows_werkzeugs_cookies_and_only_the_store_a_client() -> None:
     for module in PACKAGE.glob("*.py"):
         text = module.read_text()
@@ -72,7 +93,7 @@ def test_the_root_has_the_names_of_the_contract() -> None:
 
 
 def test_everything_public_says_what_it_does() -> None:
-    for module in PACKAGE.glob("*.py"):
+    for module in PACKAGE.rglob("*.py"):
         tree = ast.parse(module.read_text())
         assert ast.get_docstring(tree), module
         for node in ast.walk(tree):

@@ -1,0 +1,83 @@
+"""What a store asks of MongoDB, on plain values: the few operators of its filters and updates."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Any
+
+import bson
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
+
+from .. import document
+
+Document = dict[str, Any]
+
+CODEC: CodecOptions[Document] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
+"""Decodes every value to one that encodes to the same bytes and compares as MongoDB compares."""
+
+_TYPES = {2: str, 3: dict, 4: list, 9: DatetimeMS, 10: NoneType}
+_MISSING = object()
+
+
+def as_stored(value: Document) -> Document:
+    """Return a filter, an update or a document as the server would have it."""
+    return bson.decode(bson.encode(value, codec_options=document.CODEC), CODEC)
+
+
+def matches(document: Document, filter: Document) -> bool:
+    """Say whether a document is one that a filter finds."""
+    return all(
+        _fulfils(document.get(field, _MISSING), condition) for field, condition in filter.items()
+    )
+
+
+def _fulfils(value: Any, condition: Any) -> bool:
+    if not (isinstance(condition, dict) and all(name.startswith("$") for name in condition)):
+        return bool(value == condition)
+    return all(_holds(value, operator, operand) for operator, operand in condition.items())
+
+
+def _holds(value: Any, operator: str, operand: Any) -> bool:
+    match operator:
+        case "$exists":
+            return bool((value is not _MISSING) == operand)
+        case "$type":
+            numbers = operand if isinstance(operand, list) else [operand]
+            return any(type(value) is _TYPES[number] for number in numbers)
+        case "$not":
+            return not _fulfils(value, operand)
+        case "$ne":
+            return bool(value != operand)
+        case "$in":
+            return value in operand
+        case "$gt":
+            return type(value) is type(operand) and bool(value > operand)
+        case "$lte":
+            return type(value) is type(operand) and bool(value <= operand)
+    raise NotImplementedError(f"{operator}: the memory store does not know this operator")
+
+
+def updated(document: Document, update: Document) -> Document:
+    """Return what an update makes of a document, which it changes."""
+    for operator, fields in update.items():
+        for path, operand in fields.items():
+            holder, name = _place(document, path)
+            match operator:
+                case "$set":
+                    holder[name] = operand
+                case "$unset":
+                    holder.pop(name, None)
+                case "$max":
+                    holder[name] = max(holder.get(name, operand), operand)
+                case _:
+                    raise NotImplementedError(
+                        f"{operator}: the memory store does not know this operator"
+                    )
+    return document
+
+
+def _place(document: Document, path: str) -> tuple[Document, str]:
+    """Return what holds the field of a dotted path, and its name there."""
+    holder, _, name = path.rpartition(".")
+    return (document[holder] if holder else document), name

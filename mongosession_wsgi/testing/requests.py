@@ -1,0 +1,47 @@
+"""What the tests of a store are written in: a clock, and requests that look and change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from ..session import Session
+from ..store import MongoStore
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
+
+
+class Clock:
+    """The time of a test, that moves only when it is told."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **span: float) -> None:
+        self.now += timedelta(**span)
+
+
+def seen(store: MongoStore, token: str | None) -> Session:
+    """Return the session of a request that has looked at it."""
+    session = store.open(token)
+    assert len(session) >= 0
+    return session
+
+
+def at(store: MongoStore, token: str | None) -> dict[str, Any] | None:
+    session = store.retrieve(token or "")
+    return None if session is None else session.copy()
+
+
+def reopened(store: MongoStore, session: Session) -> Session:
+    return seen(store, session.token)
+
+
+def change(store: MongoStore, token: str | None, make: Callable[[Session], Any]) -> None:
+    session = seen(store, token)
+    make(session)
+    store.flush(session)

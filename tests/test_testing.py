@@ -1,0 +1,245 @@
+"""The tests that every store must pass: the stores here do, and broken ones do not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from wsgiref.validate import validator
+
+import bson
+import pytest
+from bson.raw_bson import RawBSONDocument
+from flask import Flask
+from flask import session as flask_session
+from webtest import TestApp
+from werkzeug.test import Client
+
+from mongosession_wsgi import MongoStore, SessionDataError, SessionMiddleware
+from mongosession_wsgi.flask import MongoSessionInterface
+from mongosession_wsgi.testing import MemoryStore, session_of
+from mongosession_wsgi.testing.conformance import StoreConformance
+
+from .wsgi import Browser, conforming
+
+ROOT = Path(__file__).parent.parent
+RAW = RawBSONDocument(bson.encode({"_id": "a"}))
+TestApp.__test__ = False  # It is no test, whatever its name.
+
+
+class TestMongoStore(StoreConformance):
+    @pytest.fixture
+    def make_store(self, settings: dict[str, Any]) -> Callable[[Any], MongoStore]:
+        return lambda clock: MongoStore(settings, clock=clock)
+
+
+class TestMemoryStore(StoreConformance):
+    @pytest.fixture
+    def make_store(self) -> Callable[[Any], MongoStore]:
+        return lambda clock: MemoryStore(clock=clock)
+
+
+BROKEN = '''
+from secrets import token_urlsafe
+
+import pytest
+
+from mongosession_wsgi.testing import MemoryStore
+from mongosession_wsgi.testing.conformance import StoreConformance
+from mongosession_wsgi.testing.requests import NOW
+
+
+class Reviving(MemoryStore):
+    def _explore(self, session):
+        return self._insert(session, session.contents(), session.claim)
+
+
+class Overwriting(MemoryStore):
+    def _update(self, session, token, changes):
+        whole = session.contents()._replace(replaces=True)
+        return super()._update(session, token, whole if session.loaded else changes)
+
+
+class Undying(MemoryStore):
+    def load(self, token):
+        clock, self._clock = self._clock, lambda: NOW
+        try:
+            return super().load(token)
+        finally:
+            self._clock = clock
+
+
+class Adopting(MemoryStore):
+    def _start(self, session, changes):
+        return self._insert(session, changes, session._came_with or token_urlsafe(32))
+
+
+class Regenerating(MemoryStore):
+    def _regenerate(self, session, token):
+        return self._insert(session, session.contents(), token_urlsafe(32), session.record)
+
+
+class Forgetful(MemoryStore):
+    def revoke_all(self, owner, keep=None):
+        return super().revoke_all(owner)
+
+
+class Conformance(StoreConformance):
+    @pytest.fixture
+    def make_store(self):
+        return lambda clock: self.broken(clock=clock)
+
+
+class TestReviving(Conformance):
+    broken = Reviving
+
+
+class TestOverwriting(Conformance):
+    broken = Overwriting
+
+
+class TestUndying(Conformance):
+    broken = Undying
+
+
+class TestAdopting(Conformance):
+    broken = Adopting
+
+
+class TestRegenerating(Conformance):
+    broken = Regenerating
+
+
+class TestForgetful(Conformance):
+    broken = Forgetful
+'''
+
+
+def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text(BROKEN)
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", tmp_path]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    failed = set(re.findall(r"^FAILED test_broken.py::Test(\w+)::(\w+)", done.stdout, re.MULTILINE))
+    assert {
+        ("Reviving", "test_an_ended_session_is_not_revived"),
+        ("Overwriting", "test_overlapping_changes_of_other_keys_survive"),
+        ("Overwriting", "test_parallel_changes_of_other_keys_survive"),
+        ("Undying", "test_an_idle_session_dies"),
+        ("Adopting", "test_a_token_is_never_adopted"),
+        ("Regenerating", "test_a_new_token_ends_the_old_one"),
+        ("Regenerating", "test_of_two_logins_at_once_one_wins"),
+        ("Forgetful", "test_an_owners_sessions_are_revoked"),
+    } <= failed
+    assert "error" not in done.stdout.splitlines()[-1]
+
+
+def test_what_a_memory_store_does_not_know_raises() -> None:
+    sessions: Any = MemoryStore().collection
+    sessions.insert_one(RAW)
+    with pytest.raises(NotImplementedError, match=r"\$regex"):
+        sessions.find({"_id": {"$regex": "a"}})
+    with pytest.raises(NotImplementedError, match=r"\$inc"):
+        sessions.update_one({"_id": "a"}, {"$inc": {"v": 1}})
+
+
+def test_a_memory_store_holds_no_more_than_mongodb() -> None:
+    store = MemoryStore()
+    session = store.create({"a": "x" * 15_000_000})
+    session["b"] = "x" * 2_000_000
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        store.flush(session)
+
+
+def count(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    session = environ["mongosession"]
+    session["visits"] = session.get("visits", 0) + 1
+    start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{session.owner} {session['visits']}".encode()]
+
+
+SETTINGS = {"session_name": "sid", "session_secure": "auto"}
+
+
+@pytest.fixture
+def memory() -> MemoryStore:
+    return MemoryStore(SETTINGS)
+
+
+@pytest.fixture
+def app(memory: MemoryStore) -> Any:
+    return validator(SessionMiddleware(conforming(count), SETTINGS, store=memory))
+
+
+def use(client: Any, visit: Callable[[], str], store: MemoryStore) -> None:
+    """Look at the session of a client, give it another, and end it."""
+    with session_of(client, store) as session:
+        assert session.new
+        assert session == {}
+    assert visit() == "None 1"
+    with session_of(client, store) as session:
+        assert session == {"visits": 1}
+        session["visits"] = 41
+        session.login("alice")
+    assert visit() == "alice 42"
+    with pytest.raises(ZeroDivisionError), session_of(client, store) as session:
+        session["visits"] = 1 // 0
+    with session_of(client, store) as session:
+        assert (session.owner, session["visits"]) == ("alice", 42)
+        session.destroy()
+    assert list(store.sessions()) == []
+    assert visit() == "None 1"
+
+
+def test_werkzeugs_client(app: Any, memory: MemoryStore) -> None:
+    client = Client(app)
+    use(client, lambda: client.get("/", buffered=True).text, memory)
+
+
+def test_webtests_client(app: Any, memory: MemoryStore) -> None:
+    client = TestApp(app, lint=False)
+    use(client, lambda: str(client.get("/").text), memory)
+
+
+def test_a_plain_environ(app: Any, memory: MemoryStore) -> None:
+    environ = {"HTTP_COOKIE": "other=1"}
+    browser = Browser(app)
+
+    def visit() -> str:
+        browser.cookie = environ["HTTP_COOKIE"]
+        body = browser.get().body.decode()
+        environ["HTTP_COOKIE"] = browser.cookie
+        return body
+
+    use(environ, visit, memory)
+
+
+def test_flasks_client_with_a_session_of_ours(memory: MemoryStore) -> None:
+    app = Flask("shop")
+    app.session_interface = MongoSessionInterface(SETTINGS, store=memory)
+
+    @app.get("/")
+    def visit() -> str:
+        flask_session["visits"] = flask_session.get("visits", 0) + 1
+        return f"{flask_session.owner} {flask_session['visits']}"  # type: ignore[attr-defined]
+
+    client = app.test_client()
+    use(client, lambda: client.get("/").text, memory)
+
+
+def test_flasks_client_within_the_middleware(memory: MemoryStore) -> None:
+    app = Flask("shop")
+    app.wsgi_app = SessionMiddleware(count, SETTINGS, store=memory)  # type: ignore[method-assign]
+    client = app.test_client()
+    use(client, lambda: client.get("/", buffered=True).text, memory)
+
+
+def test_another_client_is_refused(memory: MemoryStore) -> None:
+    with pytest.raises(TypeError, match="object"), session_of(object(), memory):
+        pass
