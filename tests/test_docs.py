@@ -1,0 +1,148 @@
+"""The site says what is true: every block of code on its pages runs.
+
+A page has a process of its own, `python -m tests.test_docs PAGE URI DATABASE`, because it may do
+what a process does only once, such as to configure Django.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from mongosession_wsgi import MongoStore
+from mongosession_wsgi.settings import DRIVER_DEFAULTS, Settings
+
+from .wsgi import Browser
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+LOGGED_IN = {"csrf": "x" * 43, "device": "Firefox on Windows"}
+CART = [{"item": "Assam", "count": 2}, {"item": "Sencha", "count": 1}]
+PYTEST_WARNINGS = RawConfigParser()
+PYTEST_WARNINGS.read(ROOT / "setup.cfg")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    line: int
+    """The line of the page on which the text begins."""
+    file: str | None
+    """The name that it is to be saved under, if the page says so just above it."""
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    fence = r"^(?:<!-- file: (?P<file>\S+) -->\n+)?```(?P<language>\w+)\n(?P<text>.*?)^```$"
+    text = page.read_text()
+    for match in re.finditer(fence, text, re.DOTALL | re.MULTILINE):
+        line = text.count("\n", 0, match.start("text")) + 1
+        yield Block(match["language"], match["text"], line, match["file"])
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+def pages_with(*languages: str) -> list[Path]:
+    return [page for page in PAGES if any(block.language in languages for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_the_python_of_a_page_runs(
+    page: Path, mongodb_uri: str, database: str, tmp_path: Path
+) -> None:
+    warnings = PYTEST_WARNINGS["tool:pytest"]["filterwarnings"].split("\n")
+    filters = [f"-W{line}" for line in warnings if line and not line.startswith("#")]
+    subprocess.run(
+        [sys.executable, *filters, "-m", __name__, page, mongodb_uri, database],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+        check=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("page", pages_with("ini", "yaml"), ids=name_of)
+def test_the_settings_of_a_page_are_settings(page: Path) -> None:
+    for block in blocks(page):
+        for settings in settings_in(block):
+            Settings.parse(settings)
+
+
+def settings_in(block: Block) -> Iterator[dict[str, Any]]:
+    if block.language == "yaml":
+        yield yaml.safe_load(block.text)
+    elif block.language == "ini":
+        config = RawConfigParser()
+        config.read_string(block.text)
+        yield from (dict(section) for section in config.values())
+
+
+def test_the_driver_defaults_that_are_told_are_those_of_the_code() -> None:
+    text = (DOCS / "settings.md").read_text()
+    table = text.partition("<!-- driver defaults -->")[2].partition("<!-- /driver defaults -->")[0]
+    told = re.findall(r"^\| `mongodb_(\w+)` \| (\S+) \|", table, re.MULTILINE)
+    assert {name.replace("_", ""): value for name, value in told} == {
+        name: str(value).lower() for name, value in DRIVER_DEFAULTS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "owner", "size"),
+    [
+        ({}, None, 140),
+        (LOGGED_IN, "4711", 234),
+        (LOGGED_IN | {"cart": CART}, "4711", 316),
+        (LOGGED_IN | {"cart": CART * 5}, "4711", 600),
+    ],
+)
+def test_a_session_has_the_size_that_is_told(
+    store: MongoStore, data: dict[str, Any], owner: str | None, size: int
+) -> None:
+    session = store.create(data)
+    if owner is not None:
+        session.login(owner)
+        store.flush(session)
+    (info,) = store.sessions()
+    assert info.size == size
+    assert re.search(rf"\| {size} \|$", (DOCS / "scaling.md").read_text(), re.MULTILINE)
+
+
+# What follows runs in the process of a page.
+
+
+def run(page: Path, uri: str, database: str) -> None:
+    """Run the Python of a page, block by block in one module, and visit each application in it."""
+    DRIVER_DEFAULTS["host"] = uri  # For the pages name no host, which is to be the tests' server.
+    module = sys.modules["page"] = ModuleType("page")
+    namespace = vars(module)
+    visited: dict[str, Any] = {}
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        text = re.sub(r"(?i)(mongodb_session_db\W+)myapp\w*", rf"\1{database}", block.text)
+        text = text.replace("mongodb://localhost", uri)
+        if block.file:
+            Path(block.file).write_text(text)
+        exec(compile("\n" * (block.line - 1) + text, page, "exec"), namespace)
+        for name in {"app", "application"} & namespace.keys():
+            if namespace[name] is not visited.get(name):
+                visited[name] = namespace[name]
+                assert Browser(namespace[name]).get().status < "500"
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
