@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+BENCH := $(VENV)/bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
@@ -40,6 +41,12 @@ dist: $(INSTALLED)  ## build the sdist and the wheel
 	rm -rf dist
 	$(BIN)/python -m build
 
+bench: $(BENCH)  ## measure what a session costs, beside other session stores (FULL=1: a million sessions)
+	@$(BIN)/python -m tests.bench $(if $(FULL),--full)
+
+bench-report: $(BENCH)  ## measure, and write docs/benchmarks.md and its picture
+	@$(BIN)/python -m tests.bench --report $(if $(FULL),--full)
+
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
 
@@ -54,6 +61,11 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(OLDEST) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+
+$(BENCH): $(INSTALLED)
+	@echo "Installing the other session stores, once ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
 
 $(OLDEST)/installed: setup.cfg setup.py tests/oldest.txt
 	@echo "Installing into $(OLDEST), once ..."

@@ -311,14 +311,18 @@ def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
     if not _NESTED.isdisjoint(map(type, stored.values())):
-        stored = {key: _unescaped_within(value) for key, value in stored.items()}
+        for key, value in stored.items():
+            if type(value) in _NESTED:
+                stored[key] = _unescaped_within(value)
     return stored
 
 
 def _unescaped_within(value: Any) -> Any:
     if isinstance(value, dict):
         return _unescaped(value)
-    return [_unescaped_within(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list) and not _NESTED.isdisjoint(map(type, value)):
+        return [_unescaped_within(item) for item in value]
+    return value
 
 
 def _form(value: Any, path: _Path, depth: int) -> Any:
