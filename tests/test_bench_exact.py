@@ -6,6 +6,7 @@ become more expensive fails here. One that has become cheaper is to lower its bo
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,11 @@ from pymongo.monitoring import CommandStartedEvent
 import mongosession_wsgi
 from mongosession_wsgi import MongoStore, SessionMiddleware
 
+from .bench.__main__ import RESULTS
 from .bench.child import Visitor
-from .bench.contenders import CONTENTS, fill, plain, touch
+from .bench.contenders import CONTENTS, KINDS, PROCESSES, fill, plain, touch
+from .bench.measure import Process
+from .bench.report import ROOT, page_of, picture_of, readme_of
 from .commands import RECORDER
 
 PACKAGE = str(Path(mongosession_wsgi.__file__).parent)
@@ -108,3 +112,24 @@ def own_size_of(event: CommandStartedEvent) -> int:
     added = ("lsid", "txnNumber")
     own = {k: v for k, v in event.command.items() if k not in added and not k.startswith("$")}
     return len(bson.encode(own))
+
+
+def test_the_instrument_measures(mongodb_uri: str, database: str) -> None:
+    process = Process(mongodb_uri, database, PROCESSES[0])
+    try:
+        for name in PROCESSES[0]:
+            for kind in KINDS:
+                assert len(process.ask("run", name, kind, [3, 5], 2)) == 2
+        wire = process.ask("count", "ours", "read+set", [3, 5])
+        assert wire["commands"] == ["find", "update"]
+        assert wire["sent"] > wire["received"] / 10 > 0
+        assert process.ask("threads", "ours", [3, 5], 4, 8) > 0
+    finally:
+        process.end()
+
+
+def test_the_report_is_that_of_the_figures() -> None:
+    figures = json.loads(RESULTS.read_text())
+    assert (ROOT / "docs/benchmarks.md").read_text() == page_of(figures)
+    assert (ROOT / "docs/pictures/bench-cpu.svg").read_text() == picture_of(figures)
+    assert readme_of(figures) in (ROOT / "README.md").read_text()

@@ -43,7 +43,7 @@ class TestMemoryStore(StoreConformance):
         return lambda clock: MemoryStore(clock=clock)
 
 
-BROKEN = '''
+BROKEN = """
 from secrets import token_urlsafe
 
 import pytest
@@ -116,7 +116,7 @@ class TestRegenerating(Conformance):
 
 class TestForgetful(Conformance):
     broken = Forgetful
-'''
+"""
 
 
 def test_broken_stores_do_not_pass(tmp_path: Path) -> None:

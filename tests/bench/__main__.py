@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench")
-    parser.add_argument("--rounds", type=int, default=8, help="of 25 requests each (8)")
+    parser.add_argument("--rounds", type=int, default=4, help="of 100 requests each (4)")
     parser.add_argument("--full", action="store_true", help="up to a million sessions stored")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from secrets import token_hex, token_urlsafe
 from statistics import median, quantiles
 from typing import Any
@@ -21,7 +22,8 @@ from mongosession_wsgi.document import id_of
 
 from .contenders import CONTENTS, KINDS, PROCESSES
 
-AT_A_TIME = 25
+ROOT = Path(__file__).parents[2]
+AT_A_TIME = 100
 KEYS = (1, 10, 100, 1000)
 THREADS = (1, 4, 16, 64)
 PACKAGES = ("pymongo", "Werkzeug", "Beaker", "Flask", "Flask-Session", "Django")
@@ -35,7 +37,7 @@ class Process:
     def __init__(self, uri: str, database: str, names: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "tests.bench.child", uri, database, *names]
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
 
     def ask(self, *order: Any) -> Any:

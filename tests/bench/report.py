@@ -72,66 +72,69 @@ def as_text(figures: Figures) -> str:
     lines += ["", "MongoDB commands, and bytes sent and received"]
     lines += _aligned(_wire_rows(figures))
     lines += ["", "Bars, as ratios to the floor"]
-    lines += _aligned(
-        [
-            [b.what, f"{b.found:.2f}{b.unit}", f"at most {b.most}", b.verdict]
-            for b in bars_of(figures)
-        ]
-    )
+    lines += _aligned(_bar_rows(figures))
     lines += ["", "Where a peer costs less:", *(list(losses_of(figures)) or ["nowhere"])]
     return "\n".join(lines)
 
 
 def write(figures: Figures) -> None:
     """Write the page, its picture, and the lines of the README."""
+    (ROOT / "docs/pictures/bench-cpu.svg").write_text(picture_of(figures))
+    (ROOT / "docs/benchmarks.md").write_text(page_of(figures))
+    readme = ROOT / "README.md"
+    lines = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
+    text = re.sub(r"<!-- bench -->.*<!-- /bench -->", lines, readme.read_text(), flags=re.DOTALL)
+    readme.write_text(text)
+
+
+def readme_of(figures: Figures) -> str:
+    return (
+        "![The client's CPU time of a request, here and in other session stores]"
+        "(docs/pictures/bench-cpu.svg)\n\n"
+        f"Measured side by side on {figures['setting']['date']} by `make bench`; all figures, and\n"
+        "where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
+    )
+
+
+def page_of(figures: Figures) -> str:
     setting = figures["setting"]
-    (ROOT / "docs/pictures/bench-cpu.svg").write_text(_picture(figures))
-    page = Template(PAGE.read_text()).substitute(
+    versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items())
+    losses = "\n".join(f"- {loss}" for loss in losses_of(figures)) or "- Nowhere."
+    return Template(PAGE.read_text()).substitute(
         date=setting["date"],
         machine=setting["machine"],
         python=setting["python"],
         server=_server(setting),
-        versions=", ".join(f"{name} {found}" for name, found in setting["versions"].items()),
+        versions=versions,
         requests=setting["requests"],
+        bars=_table(_bar_rows(figures)),
+        losses=losses,
         cpu=_table(_cpu_rows(figures)),
         wire=_table(_wire_rows(figures)),
-        bars=_table(
-            [["CPU", "found", "at most", ""]]
-            + [
-                [b.what, f"{b.found:.2f}{b.unit}", f"{b.most}{b.unit}", b.verdict]
-                for b in bars_of(figures)
-            ]
-        ),
-        losses="\n".join(f"- {loss}" for loss in losses_of(figures)) or "- Nowhere.",
         threads=_table(_thread_rows(figures)),
         keys=_table(_key_rows(figures)),
         sessions=_table(_session_rows(figures)),
-        memory=_table(
-            [["in one process", "MiB"]]
-            + [[names, f"{kib / 1024:.0f}"] for names, kib in figures["memory"].items()]
-        ),
+        memory=_table(_memory_rows(figures)),
     )
-    (ROOT / "docs/benchmarks.md").write_text(page)
-    readme = ROOT / "README.md"
-    block = (
-        "<!-- bench -->\n"
-        "![The client's CPU time of a request, here and in other session stores]"
-        "(docs/pictures/bench-cpu.svg)\n\n"
-        f"Measured side by side on {setting['date']} by `make bench`; all figures, and where\n"
-        "others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md).\n"
-        "<!-- /bench -->"
-    )
-    text = readme.read_text()
-    readme.write_text(re.sub(r"<!-- bench -->.*<!-- /bench -->", block, text, flags=re.DOTALL))
 
 
 def _server(setting: Figures) -> str:
-    kind = "the embedded one, which is slow" if setting["embedded"] else "of MONGODB_URI"
-    return f"{setting['server']} ({kind})"
+    kind = "the embedded one, which is slow" if setting["embedded"] else "the one of MONGODB_URI"
+    if setting["server"].startswith("MongoDB"):
+        return f"{setting['server']} ({kind})"
+    speaks = "which speaks MongoDB's protocol on MongoDB's storage engine and is not MongoDB"
+    return f"{setting['server']} ({kind}), {speaks}"
 
 
 def _bytes(wire: Figures) -> int:
     return int(wire["sent"] + wire["received"])
+
+
+def _bar_rows(figures: Figures) -> list[list[str]]:
+    rows = [["CPU", "found", "at most", ""]]
+    for bar in bars_of(figures):
+        rows.append([bar.what, f"{bar.found:.2f}{bar.unit}", f"{bar.most}{bar.unit}", bar.verdict])
+    return rows
 
 
 def _cpu_rows(figures: Figures) -> list[list[str]]:
@@ -170,6 +173,13 @@ def _session_rows(figures: Figures) -> list[list[str]]:
     for size, by in figures["sessions"].items():
         cells = (by[kind][of] for kind in ("read", "set") for of in ("cpu", "wall"))
         rows.append([f"{int(size):,}", *(f"{cell:.0f}" for cell in cells)])
+    return rows
+
+
+def _memory_rows(figures: Figures) -> list[list[str]]:
+    rows = [["in one process", "MiB"]]
+    for names, kib in figures["memory"].items():
+        rows.append([names, f"{kib / 1024:.0f}"])
     return rows
 
 
@@ -216,7 +226,7 @@ BAR = Template(
 LINE = Template('<line x1="$x" x2="$x" y1="$top" y2="$bottom"/>\n')
 
 
-def _picture(figures: Figures) -> str:
+def picture_of(figures: Figures) -> str:
     """Draw the kinds of requests that matter most, for sessions of three keys."""
     label = next(iter(CONTENTS))
     spent = {kind: figures["time"][f"{kind}, {label}"] for kind in KINDS if kind in KINDS_DRAWN}
