@@ -23,8 +23,10 @@ from . import document
 from .errors import StoreError
 from .store import FORM, MongoStore, explained, may_pass, utc_now
 
-AT_A_TIME = 1000
+AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
+_READ_AT_A_TIME = 1000
+"""MongoDB would send 16 MiB at once."""
 
 _SESSION = FORM | {"_id": {"$type": "string"}}
 _MARK = {"v": document.VERSION, "data": {"$exists": False}, "owner": {"$exists": True}}
@@ -110,7 +112,7 @@ class Administration:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
         conditions = selection.conditions(self._clock())
         with _explaining():
-            found = self.store.collection.find(conditions, _SUMMARY)
+            found = self.store.collection.find(conditions, _SUMMARY, batch_size=_READ_AT_A_TIME)
             if newest:
                 found = found.sort("seen_at", -1).limit(newest)
             with found:
@@ -170,7 +172,8 @@ class Administration:
             return self.store.collection.count_documents(conditions)
 
     def _ids(self, conditions: dict[str, Any]) -> Iterator[Any]:
-        with _explaining(), self.store.collection.find(conditions, ["_id"]) as found:
+        find = self.store.collection.find
+        with _explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
             for raw in found:
                 yield raw["_id"]
 
@@ -225,8 +228,10 @@ def _counting(conditions: dict[str, Any], now: datetime) -> list[dict[str, Any]]
 
 
 def _bucket(value: Any, bounds: Iterable[int]) -> dict[str, Any]:
-    """Return the expression for how many of `bounds` a value has reached."""
-    return {"$add": [{"$cond": [{"$gte": [value, bound]}, 1, 0]} for bound in bounds]}
+    """Return the expression for the number of the first of `bounds` that a value is below."""
+    below = enumerate(bounds)
+    branches = [{"case": {"$lt": [value, bound]}, "then": number} for number, bound in below]
+    return {"$switch": {"branches": branches, "default": len(branches)}}
 
 
 def _summary(raw: RawBSONDocument) -> Summary:

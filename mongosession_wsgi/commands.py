@@ -262,7 +262,9 @@ def revoke(
         total = len(ids) if ids else administration.count(selection)
         if dry_run:
             click.echo(f"{total:,} sessions would be ended.")
-        elif _agreed(f"End {total:,} sessions?", yes):
+        elif not _agreed(f"End {total:,} sessions?", yes):
+            raise click.ClickException("nothing was ended")
+        else:
             ending = map(administration.store.revoke, ids) if ids else administration.end(selection)
             _work("ended", "sessions", total, ending)
 

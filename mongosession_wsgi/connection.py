@@ -56,14 +56,16 @@ class Connection:
             )
         return settings
 
-    def store(self, environment: Mapping[str, str], longest: timedelta | None) -> MongoStore:
-        """Return the store of these settings, in which a command may take so long.
+    def store(self, environment: Mapping[str, str], longest: timedelta | None = None) -> MongoStore:
+        """Return the store of these settings, or one in which a command may take so long.
 
-        What looks at every session needs longer than a request may.
+        What looks at every session needs longer than a request may. The time is that of the
+        socket, because with `timeoutMS` the driver would look as long for a server, too.
         """
         settings = self.settings(environment)
         if longest is not None:
-            options = {**settings.client_options, "timeoutms": longest.total_seconds() * 1000}
+            limits = {"timeoutms": None, "sockettimeoutms": longest.total_seconds() * 1000}
+            options = {**settings.client_options, **limits}
             settings = replace(settings, client_options=options)
         return MongoStore(settings)
 

@@ -489,7 +489,8 @@ class MongoStore:
         return self._clock() - session.record.seen_at >= self._pause
 
     def _live(self, **conditions: Any) -> dict[str, Any]:
-        return FORM | {"expires_at": {"$gt": self._clock()}} | conditions
+        # What narrows most comes first: the embedded server searches by the first index it meets.
+        return conditions | FORM | {"expires_at": {"$gt": self._clock()}} | conditions
 
     # How MongoDB is spoken to.
 
