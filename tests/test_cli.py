@@ -8,16 +8,20 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore
+from mongosession_wsgi import MongoStore, administration
 from mongosession_wsgi.document import id_of
+from mongosession_wsgi.embedded import EmbeddedServer
+
+from .proxy import Proxy
 
 TREE = Path(__file__).parents[1]
 MODULE = (sys.executable, "-m", "mongosession_wsgi")
@@ -99,6 +103,11 @@ def document(id_: str, owner: str | None, seen_at: datetime, text: str = "") -> 
     }
 
 
+def started(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
 def on_a_terminal(
     arguments: Sequence[str], environment: dict[str, str], typed: bytes = b""
 ) -> tuple[int, str]:
@@ -141,16 +150,12 @@ def test_it_connects_by_the_environment_by_options_and_by_a_file(
     assert live("--uri", mongodb_uri, "--db", database, "stats", "--json", **nothing) == 7
     assert live("stats", "--json", "--coll", "others") == 0
     assert live("stats", "--json", MONGOSESSION_COLL="others") == 0
-    for name, text in (
-        ("s.yaml", f"mongodb_host: {mongodb_uri}\nmongodb_session_db: {database}\nport: 80\n"),
-        ("s.json", json.dumps({"mongodb_host": mongodb_uri, "mongodb_session_db": database})),
-        (
-            "s.ini",
-            f"[DEFAULT]\nmongodb_host = {mongodb_uri}\n[server:main]\nport = 80\n[app:main]\n"
-            + f"use = egg:shop\nmongodb_session_db = {database}\n",
-        ),
-    ):
-        (tmp_path / name).write_text(text)
+    written = {"mongodb_host": mongodb_uri, "mongodb_session_db": database, "debug": "yes"}
+    (tmp_path / "s.json").write_text(json.dumps(written))
+    (tmp_path / "s.yaml").write_text("".join(f"{key}: {one}\n" for key, one in written.items()))
+    shared = f"[DEFAULT]\nmongodb_host = {mongodb_uri}\n[app:main]\nuse = egg:shop\n"
+    (tmp_path / "s.ini").write_text(f"{shared}[filter:f]\nmongodb_session_db = {database}\n")
+    for name in ("s.json", "s.yaml", "s.ini"):
         assert live("stats", "--json", "--settings", name, **wrong) == 7
         assert live("stats", "--json", "--settings", name, "--coll", "others") == 0
 
@@ -450,3 +455,152 @@ def test_purge_deletes_what_has_expired(
     assert mongosession("purge", "--dry-run").stdout == "1 expired documents would be deleted.\n"
     assert mongosession("purge").stdout == "1 expired documents deleted.\n"
     assert stored.count_documents({}) == 9
+
+
+GATED = """
+import sys, time
+from pymongo import monitoring
+from mongosession_wsgi import administration
+from mongosession_wsgi.cli import main
+
+class Gate(monitoring.CommandListener):
+    deletes = 0
+    def started(self, event):
+        self.deletes += event.command_name == "delete"
+        if self.deletes == 3:
+            print("at the gate", file=sys.stderr, flush=True)
+            time.sleep(60)
+    def succeeded(self, event): ...
+    def failed(self, event): ...
+
+administration.AT_A_TIME = 2
+monitoring.register(Gate())
+main()
+"""
+
+
+@pytest.mark.parametrize(("command", "total"), [(["revoke", "--all", "--yes"], 7), (["purge"], 5)])
+def test_an_interruption_says_how_many_are_done_and_the_next_run_goes_on(
+    mongosession: Command, stored: Collection[Any], command: list[str], total: int, many: list[str]
+) -> None:
+    for number in range(4):
+        stored.insert_one(
+            document(id_of(f"old{number}"), None, datetime.now(timezone.utc) - 2 * DAYS_14)
+        )
+    with started(mongosession.environment, sys.executable, "-c", GATED, *command) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "at the gate\n"
+        process.send_signal(signal.SIGINT)
+        words = process.stderr.read()
+        assert process.wait(60) == 130
+        assert words.startswith(f"Interrupted: 4 of {total} ")
+        assert words.endswith("Run it again to go on.\n")
+        assert not process.stdout.read()
+    assert mongosession(*command).stdout.startswith(f"{total - 4} ")
+
+
+def test_an_interruption_of_the_question_ends_nothing(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=b"\x03")
+    assert code == 130
+    assert "Interrupted." in screen
+    assert len(live(stored)) == 7
+
+
+def test_a_delete_that_is_repeated_over_a_broken_connection_counts_right(
+    client: MongoClient[Any],
+    settings: dict[str, Any],
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert client.address is not None
+    monkeypatch.setattr(administration, "AT_A_TIME", 3)
+    proxy = Proxy(client.address)
+    store = MongoStore(settings | {"mongodb_host": proxy.uri})
+    ending = administration.Administration(store).end(administration.Selection())
+    assert next(ending) == 3
+    proxy.cut_after_request(once=True)
+    assert list(ending) == [3, 1]
+    assert proxy.struck == 1
+    store.close()
+    proxy.close()
+
+
+# In company.
+
+
+def test_a_reader_that_has_enough_is_no_error(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    now = datetime.now(timezone.utc)
+    stored.insert_many([document(id_of(str(number)), "alice", now) for number in range(3000)])
+    with started(mongosession.environment, *MODULE, "list") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().count("\t") == 5
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+
+
+def test_without_click_or_rich_it_says_what_to_install(environment: dict[str, str]) -> None:
+    for part in ("click", "rich"):
+        code = f"import sys; sys.modules[{part!r}] = None; from mongosession_wsgi.cli import main; "
+        with started(environment, sys.executable, "-c", code + "main()") as process:
+            _, words = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert words == (
+            "mongosession: the command needs click and rich; pip install 'mongosession-wsgi[cli]'\n"
+        )
+
+
+def test_a_wrong_password_is_told_and_never_shown(mongosession: Command, tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "db") as server, MongoClient[Any](server.uri) as client:
+        client.admin.command("createUser", "shop", pwd="right", roles=["root"])
+    with EmbeddedServer(tmp_path / "db", options=["--auth"]) as server:
+        uri = server.uri.replace("//", f"//shop:{SECRET}@") + "/?authSource=admin"
+        for command in ("check", "stats", "list", "init"):
+            failed = mongosession(command, "--uri", uri, code=1)
+            assert "MongoDB refused the login" in failed.stdout + failed.stderr
+        right = server.uri.replace("//", "//shop:right@") + "/?authSource=admin"
+        assert "right" not in mongosession("check", "--uri", right, code=1).stdout
+
+
+def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path: Path) -> None:
+    for number, arguments in ((signal.SIGINT, [str(tmp_path / "data")]), (signal.SIGTERM, [])):
+        with started(mongosession.environment, *MODULE, "embedded", *arguments) as process:
+            assert process.stdout is not None
+            uri = process.stdout.readline().strip()
+            assert "ok" in mongosession("check", "--uri", uri, code=1).stdout
+            process.send_signal(number)
+            assert process.wait(60) == 0
+    assert (tmp_path / "data").exists()
+
+
+COMMANDS = ("check", "init", "stats", "list", "show", "revoke", "purge", "embedded")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(mongosession: Command, command: str) -> None:
+    shown = mongosession(command, "--help").stdout
+    assert f"Examples:\n    mongosession {command}" in shown
+    assert shown == mongosession(command, "-h").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_it(mongosession: Command, shell: str) -> None:
+    script = mongosession(_MONGOSESSION_COMPLETE=f"{shell}_source").stdout
+    assert "_MONGOSESSION_COMPLETE" in script
+    typed = {"COMP_WORDS": "mongosession re", "COMP_CWORD": "1"}
+    assert "revoke" in mongosession(_MONGOSESSION_COMPLETE=f"{shell}_complete", **typed).stdout
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the distribution is not installed here")
+def test_the_installed_script_is_the_command(environment: dict[str, str]) -> None:
+    with started(environment, str(SCRIPT), "--help") as process:
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert shown.startswith("Usage: mongosession [OPTIONS] COMMAND [ARGS]...")
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
