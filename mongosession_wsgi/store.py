@@ -52,7 +52,7 @@ _NOT_ALLOWED = 13
 
 # BSON's numbers for types: shorter than their names in a command that most requests send.
 _STRING, _OBJECT, _ARRAY, _DATE, _NULL = 2, 3, 4, 9, 10
-_FORM = {
+FORM = {
     "v": document.VERSION,
     "data": {"$type": _OBJECT, "$not": {"$type": _ARRAY}},
     "owner": {"$type": [_STRING, _NULL]},
@@ -225,7 +225,7 @@ class MongoStore:
                     if isinstance(record, Record):
                         yield _info(record, len(raw.raw))
         except PyMongoError as error:
-            raise StoreError(_explained(error)) from error
+            raise StoreError(explained(error)) from error
 
     def revoke(self, id: str) -> int:
         """End the session of this public id; return how many live ones that were, 0 or 1.
@@ -489,7 +489,8 @@ class MongoStore:
         return self._clock() - session.record.seen_at >= self._pause
 
     def _live(self, **conditions: Any) -> dict[str, Any]:
-        return _FORM | {"expires_at": {"$gt": self._clock()}} | conditions
+        # What narrows most comes first: the embedded server searches by the first index it meets.
+        return conditions | FORM | {"expires_at": {"$gt": self._clock()}} | conditions
 
     # How MongoDB is spoken to.
 
@@ -546,7 +547,7 @@ class MongoStore:
         try:
             return self._once(command)
         except StoreError as error:
-            if not _may_pass(error.__cause__):
+            if not may_pass(error.__cause__):
                 raise
         with self._deadline(begun):
             return self._once(command)
@@ -559,7 +560,7 @@ class MongoStore:
         except PyMongoError as error:
             if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
                 raise document.too_large("The session with what this request sets") from error
-            raise StoreError(_explained(error)) from error
+            raise StoreError(explained(error)) from error
 
     def _ensure_indexes_once(self) -> None:
         """Make the indexes before this process's first insert, while other threads wait."""
@@ -596,7 +597,7 @@ def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
         client.close()
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Say whether a command that failed like this may be repeated with a hope."""
     if isinstance(error, ConnectionFailure):
         return not error.timeout
@@ -648,7 +649,7 @@ def _info(record: Record, size: int) -> SessionInfo:
     )
 
 
-def _explained(error: PyMongoError) -> str:
+def explained(error: PyMongoError) -> str:
     """Say what an operator can do; the driver's words follow as the cause."""
     code = error.code if isinstance(error, OperationFailure) else None
     # After the first refusal, the driver has only a text of its own to say so.

@@ -23,8 +23,15 @@ MAY_IMPORT = {
     "exchange": {"errors", "caching", "cookie", "session", "store"},
     "middleware": {"errors", "caching", "cookie", "exchange", "session", "settings", "store"},
     "embedded": {"errors"},
-    "administration": {"errors", "document", "settings", "store"},
-    "cli": {"errors", "administration", "embedded", "settings", "store"},
+    "administration": {"errors", "document", "store"},
+    "health": {"errors", "document", "store"},
+    "connection": {"errors", "settings", "store"},
+    "console": {"administration", "health"},
+    "commands": {
+        *("__version__", "errors", "administration", "connection", "console", "embedded"),
+        *("health", "settings", "store"),
+    },
+    "cli": {"commands"},
 }
 FRAMEWORKS = {"bottle", "django", "falcon", "flask", "paste", "pyramid"}
 ON_TOP = {"errors", "cookie", "exchange", "middleware", "session", "settings", "store"}

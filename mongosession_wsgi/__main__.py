@@ -1,0 +1,7 @@
+"""`python -m mongosession_wsgi` is the command `mongosession`."""
+
+from __future__ import annotations
+
+from .cli import main
+
+main()

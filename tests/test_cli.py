@@ -1,0 +1,606 @@
+"""The command `mongosession`, run as a process of its own against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from mongosession_wsgi import MongoStore, administration
+from mongosession_wsgi.document import id_of
+from mongosession_wsgi.embedded import EmbeddedServer
+
+from .proxy import Proxy
+
+TREE = Path(__file__).parents[1]
+MODULE = (sys.executable, "-m", "mongosession_wsgi")
+SCRIPT = Path(sys.executable).with_name("mongosession")
+SECRET = "hunter2-is-secret"
+NOWHERE = "mongodb://127.0.0.1:9"
+DAYS_14 = timedelta(days=14)
+
+
+@pytest.fixture
+def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, str]:
+    """What a process of the command finds in its environment: where this test's sessions are."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return kept | {
+        "PYTHONPATH": str(TREE),
+        "PYTHONWARNINGS": "error",
+        "MONGODB_URI": mongodb_uri,
+        "MONGOSESSION_DB": database,
+        "TERM": "xterm-256color",
+        "COLUMNS": "100",
+    }
+
+
+class Command:
+    """Runs the command, and keeps it from what the tests' own environment has."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.environment = environment
+        self.folder = folder
+
+    def __call__(
+        self, *arguments: str, input: str = "", code: int = 0, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*MODULE, *arguments],
+            env=self.environment | environment,
+            cwd=self.folder,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture
+def mongosession(environment: dict[str, str], tmp_path: Path) -> Command:
+    return Command(environment, tmp_path)
+
+
+@pytest.fixture
+def many(stored: Collection[Any], mongosession: Command) -> list[str]:
+    """Seven live sessions, their ids newest first, and what is no live session."""
+    mongosession("init")
+    now = datetime.now(timezone.utc)
+    ids = [id_of(str(number)) for number in range(7)]
+    spans = [timedelta(days=days) for days in (0, 0.01, 0.5, 2, 5, 10, 13)]
+    for number, (id_, idle) in enumerate(zip(ids, spans, strict=True)):
+        owner = ("alice", "bob", None)[number % 3]
+        stored.insert_one(document(id_, owner, now - idle, "x" * 4000 * (number == 2)))
+    stored.insert_one(document(id_of("expired"), "alice", now - DAYS_14 * 2))
+    stored.insert_one({"_id": id_of("mark"), "v": 1, "expires_at": now + timedelta(seconds=60)})
+    stored.insert_one(document(id_of("other"), "alice", now) | {"v": 2})
+    return ids
+
+
+def document(id_: str, owner: str | None, seen_at: datetime, text: str = "") -> dict[str, Any]:
+    return {
+        "_id": id_,
+        "v": 1,
+        "data": {"secret word": f"xyzzy{text}"},
+        "owner": owner,
+        "created_at": seen_at - timedelta(hours=1),
+        "seen_at": seen_at,
+        "expires_at": seen_at + DAYS_14,
+    }
+
+
+def started(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def on_a_terminal(
+    arguments: Sequence[str], environment: dict[str, str], typed: bytes = b""
+) -> tuple[int, str]:
+    """Run the command with a terminal for all its streams; return its exit code and the screen."""
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [*MODULE, *arguments], env=environment, stdin=there, stdout=there, stderr=there
+    )
+    os.close(there)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(here, 65536)
+        except OSError:  # How Linux says that nobody has the other end any more.
+            break
+        if not piece:
+            break
+        shown += piece
+        if typed and b"[y/N]" in shown:
+            os.write(here, typed)
+            typed = b""
+    os.close(here)
+    return process.wait(60), shown.decode()
+
+
+# Where the sessions are.
+
+
+def test_it_connects_by_the_environment_by_options_and_by_a_file(
+    mongosession: Command, mongodb_uri: str, database: str, many: list[str], tmp_path: Path
+) -> None:
+    def live(*arguments: str, **environment: str) -> int:
+        count: int = json.loads(mongosession(*arguments, **environment).stdout)["live"]
+        return count
+
+    nothing = {"MONGODB_URI": "", "MONGOSESSION_DB": ""}
+    wrong = {"MONGODB_URI": NOWHERE, "MONGOSESSION_DB": "wrong"}
+    assert live("stats", "--json") == 7
+    assert live("stats", "--json", "--uri", mongodb_uri, "--db", database, **wrong) == 7
+    assert live("--uri", mongodb_uri, "--db", database, "stats", "--json", **nothing) == 7
+    assert live("stats", "--json", "--coll", "others") == 0
+    assert live("stats", "--json", MONGOSESSION_COLL="others") == 0
+    written = {"mongodb_host": mongodb_uri, "mongodb_session_db": database, "debug": "yes"}
+    (tmp_path / "s.json").write_text(json.dumps(written))
+    (tmp_path / "s.yaml").write_text("".join(f"{key}: {one}\n" for key, one in written.items()))
+    shared = f"[DEFAULT]\nmongodb_host = {mongodb_uri}\n[app:main]\nuse = egg:shop\n"
+    (tmp_path / "s.ini").write_text(f"{shared}[filter:f]\nmongodb_session_db = {database}\n")
+    for name in ("s.json", "s.yaml", "s.ini"):
+        assert live("stats", "--json", "--settings", name, **wrong) == 7
+        assert live("stats", "--json", "--settings", name, "--coll", "others") == 0
+
+
+def test_a_section_of_an_ini_file_is_chosen_where_several_would_do(
+    mongosession: Command, mongodb_uri: str, database: str, many: list[str], tmp_path: Path
+) -> None:
+    section = f"mongodb_host = {mongodb_uri}\nmongodb_session_db = "
+    (tmp_path / "s.ini").write_text(f"[a]\n{section}%(here)\n[b]\n{section}{database}\n")
+    refused = mongosession("stats", "--settings", "s.ini", code=1)
+    assert "these do: a, b; choose one with --section" in refused.stderr
+    assert "live" in mongosession("stats", "--settings", "s.ini", "--section", "b").stdout
+    refused = mongosession("stats", "--settings", "s.ini", "--section", "c", code=1)
+    assert "--section c: s.ini has no such section; it has a, b" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("s.yaml", "mongodb_sesion_db: shop", "did you mean mongodb_session_db?"),
+        ("s.yaml", f"a: b\nmongodb_password: '{SECRET}\n", "s.yaml: is not well formed YAML"),
+        ("s.yaml", "- a\n- b\n", "must be one mapping of keys to values"),
+        ("s.json", f'{{"mongodb_password": "{SECRET}', "not well formed, see line 1"),
+        ("s.ini", f"[a]\nmongodb_password = a\nmongodb_password = {SECRET}", "see line 3"),
+        ("s.ini", "[a]\nmongodb_host = h\n", "but none does"),
+        ("s.ini", f"mongodb_password = {SECRET}", "not well formed, see line 1"),
+        ("s.toml", "", "s.toml: must end in .yaml, .yml, .json, .ini, .cfg, .conf"),
+        ("s.yaml", "mongodb_host: h", "Name their database: --settings FILE"),
+        ("s.yaml", "mongodb_session_db: a/b", "mongodb_session_db: must be a database name"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_without_its_contents(
+    mongosession: Command, tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    refused = mongosession("stats", "--settings", name, code=1)
+    assert words in refused.stderr
+    assert not refused.stdout
+
+
+def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) -> None:
+    refused = mongosession("stats", "--settings", "gone.yaml", code=1)
+    assert refused.stderr == "Error: --settings gone.yaml: No such file or directory\n"
+    refused = mongosession("list", MONGOSESSION_DB="", code=1)
+    assert "--db NAME, or MONGOSESSION_DB in the environment" in refused.stderr
+
+
+def test_a_percent_encoded_password_is_read_from_an_ini_file_doubled_or_not(tmp_path: Path) -> None:
+    from mongosession_wsgi.connection import read
+
+    for written in ("mongodb://u:a%40b@h", "mongodb://u:a%%40b@h"):
+        (tmp_path / "s.ini").write_text(
+            f"[a]\nmongodb_host = {written}\nmongodb_session_db = shop\n"
+        )
+        assert read(tmp_path / "s.ini")["mongodb_host"] == "mongodb://u:a%40b@h"
+
+
+# When MongoDB fails.
+
+
+@pytest.mark.parametrize("command", ["stats", "list", "purge", "init"])
+def test_no_server_is_an_error_that_says_what_to_check(mongosession: Command, command: str) -> None:
+    uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
+    failed = mongosession(command, "--uri", uri, code=1)
+    assert failed.stderr == (
+        "Error: MongoDB did not answer in time; check that it runs and that mongodb_host is right\n"
+    )
+    assert not failed.stdout
+
+
+def test_a_bad_uri_is_told_without_its_password(mongosession: Command) -> None:
+    failed = mongosession("stats", "--uri", f"mongodb://admin:{SECRET}/@host", code=1)
+    assert "percent-encoded" in failed.stderr
+
+
+def test_check_says_so_of_a_server_that_is_not_there(mongosession: Command) -> None:
+    uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
+    failed = mongosession("check", "--uri", uri, code=1)
+    assert failed.stdout.startswith("WRONG  server               MongoDB did not answer in time")
+    assert failed.stdout.count("\n") == 1
+
+
+# What it shows.
+
+
+def test_check_finds_missing_indexes_and_init_makes_them(
+    mongosession: Command, stored: Collection[Any], database: str
+) -> None:
+    wrong = mongosession("check", code=1).stdout
+    assert "WRONG  index on expires_at  missing, so expired sessions pile up" in wrong
+    assert "WRONG  index on owner       missing" in wrong
+    assert wrong.count("make it with: mongosession init") == 2
+    assert set(stored.index_information()) == {"_id_"}, "check changes nothing"
+    printed = mongosession("init", "--sharded")
+    assert printed.stdout.splitlines() == [
+        f'sh.enableSharding("{database}")',
+        f'sh.shardCollection("{database}.sessions", {{ _id: "hashed" }})',
+    ]
+    assert stored.index_information()["expires_at_1"]["expireAfterSeconds"] == 0
+    good = mongosession("check").stdout.splitlines()
+    assert [line[7:27].strip() for line in good] == [
+        *("server", "topology", "write concern", "index on expires_at", "index on owner"),
+        *("expired sessions", "clock", "round trip"),
+    ]
+    assert all(line.startswith(("ok ", "note ")) for line in good)
+    assert good[2].endswith("w: majority")
+    assert not stored.count_documents({}), "the session that was tried is gone"
+
+
+def test_check_finds_indexes_that_are_there_but_wrong(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    stored.create_index("expires_at", name="plain")
+    assert "plain is no TTL index; drop it" in mongosession("check", code=1).stdout
+    stored.drop_index("plain")
+    stored.create_index("expires_at", name="late", expireAfterSeconds=60)
+    assert "late deletes 60 seconds too late" in mongosession("check", code=1).stdout
+
+
+def test_check_finds_a_ttl_monitor_that_is_off(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    stored.create_index("owner")
+    expired = datetime.now(timezone.utc) - DAYS_14 - timedelta(hours=1)
+    stored.insert_one(document(id_of("expired"), None, expired))
+    found = mongosession("check", code=1).stdout
+    assert "the oldest has waited for the TTL monitor for 36" in found
+    assert "mongosession purge does its work" in found
+
+
+def test_stats_count_what_is_live_and_of_what_kind(mongosession: Command, many: list[str]) -> None:
+    found = json.loads(mongosession("stats", "--json").stdout)
+    assert (found["live"], found["logged_in"], found["anonymous"]) == (7, 5, 2)
+    assert found["largest_bytes"] > 4000
+    assert [one["count"] for one in found["sizes"]] == [6, 0, 0, 1, 0, 0, 0, 0]
+    assert found["sizes"][3]["below_bytes"] == 16384
+    assert [one["count"] for one in found["idle"]] == [1, 0, 1, 1, 2, 2, 0, 0]
+    assert [one["count"] for one in found["ages"]] == [0, 0, 0, 3, 2, 2, 0, 0]
+    assert found["ages"][-1]["below_seconds"] is None
+    shown = mongosession("stats").stdout
+    assert "live                     7\n  logged in              5\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_list_has_tabs_in_a_pipe_and_columns_on_a_terminal(
+    mongosession: Command, many: list[str]
+) -> None:
+    lines = [line.split("\t") for line in mongosession("list", "--newest", "9").stdout.splitlines()]
+    assert [line[0] for line in lines] == many
+    assert [line[1] for line in lines] == ["alice", "bob", "", "alice", "bob", "", "alice"]
+    created, seen, expires = map(datetime.fromisoformat, lines[0][2:5])
+    assert (seen - created, expires - seen) == (timedelta(hours=1), DAYS_14)
+    assert int(lines[2][5]) > 4000
+    code, screen = on_a_terminal(["list", "--newest", "3"], mongosession.environment)
+    rows = screen.splitlines()
+    assert code == 0
+    assert rows[0].split() == ["ID", "OWNER", "IDLE", "LEFT", "SIZE"]
+    assert rows[3].split() == [many[2], "-", "12h", "13d", "4.1", "KiB"]
+    assert max(map(len, rows)) <= 100
+
+
+def test_list_selects_by_owner_idleness_and_size(mongosession: Command, many: list[str]) -> None:
+    def listed(*arguments: str) -> set[str]:
+        lines = mongosession("list", *arguments).stdout.splitlines()
+        return {line.split("\t")[0] for line in lines}
+
+    assert listed() == set(many)
+    assert listed("--owner", "alice") == {many[0], many[3], many[6]}
+    assert listed("--idle-for", "5d") == set(many[4:])
+    assert listed("--larger-than", "1k") == {many[2]}
+    assert listed("--owner", "alice", "--idle-for", "36 hours") == {many[3], many[6]}
+    assert listed("--newest", "2") == set(many[:2])
+    objects = map(json.loads, mongosession("list", "--json").stdout.splitlines())
+    assert {one["id"] for one in objects} == set(many)
+    for wrong in (["--idle-for", "soon"], ["--larger-than", "huge"], ["--newest", "0"]):
+        assert wrong[0] in mongosession("list", *wrong, code=2).stderr
+
+
+def test_show_hides_the_data_until_it_is_asked_for(mongosession: Command, many: list[str]) -> None:
+    shown = mongosession("show", many[0]).stdout
+    assert "owner       alice" in shown
+    assert "xyzzy" not in shown + mongosession("show", many[0], "--json").stdout
+    assert '"secret word": "xyzzy"' in mongosession("show", many[0], "--data").stdout
+    found = json.loads(mongosession("show", many[0], "--data", "--json").stdout)
+    assert found["data"] == {"secret word": "xyzzy"}
+    for nobody in (id_of("expired"), id_of("mark"), id_of("other"), id_of("nobody")):
+        assert "no live session has the id" in mongosession("show", nobody, code=1).stderr
+    assert "is no public id" in mongosession("show", "short", code=2).stderr
+
+
+def test_what_a_visitor_chose_does_not_command_the_terminal(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    owner = "\x1b[2Jeve\tx\n"
+    stored.insert_one(document(id_of("eve"), owner, datetime.now(timezone.utc), "\x1b[2J"))
+    for command in (["list"], ["show", id_of("eve"), "--data"]):
+        assert "\x1b" not in mongosession(*command).stdout
+        assert "\x1b" not in on_a_terminal(command, mongosession.environment)[1]
+    assert mongosession("list").stdout.count("\t") == 5
+    found = json.loads(mongosession("list", "--json").stdout)
+    assert found["owner"] == owner
+
+
+def test_colours_are_for_terminals_and_no_color_is_heeded(mongosession: Command) -> None:
+    mongosession("init")
+    assert "\x1b" not in mongosession("check").stdout
+    _, screen = on_a_terminal(["check"], mongosession.environment)
+    assert "\x1b[32mok" in screen
+    _, screen = on_a_terminal(["check"], mongosession.environment | {"NO_COLOR": "1"})
+    assert "\x1b[3" not in screen
+
+
+# Ending sessions.
+
+
+def live(stored: Collection[Any]) -> set[str]:
+    now = datetime.now(timezone.utc)
+    found = stored.find({"v": 1, "data": {"$exists": True}, "expires_at": {"$gt": now}})
+    return {one["_id"] for one in found}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["--owner", "alice"], {1, 2, 4, 5}),
+        (["--idle-for", "5d"], {0, 1, 2, 3}),
+        (["--owner", "alice", "--idle-for", "1d"], {0, 1, 2, 4, 5}),
+        (["--all"], set()),
+    ],
+)
+def test_revoke_ends_what_is_selected_and_nothing_else(
+    mongosession: Command,
+    many: list[str],
+    stored: Collection[Any],
+    arguments: list[str],
+    left: set[int],
+) -> None:
+    ended = 7 - len(left)
+    dry = mongosession("revoke", *arguments, "--dry-run")
+    assert dry.stdout == f"{ended} sessions would be ended.\n"
+    assert len(live(stored)) == 7
+    refused = mongosession("revoke", *arguments, input="n\n", code=1)
+    assert refused.stderr.startswith(f"End {ended} sessions? [y/N]: ")
+    assert len(live(stored)) == 7
+    done = mongosession("revoke", *arguments, input="y\n")
+    assert done.stdout == f"{ended} sessions ended.\n"
+    assert live(stored) == {many[number] for number in left}
+    assert stored.find_one({"_id": id_of("other")}), "what is not of our form stays"
+    assert mongosession("revoke", *arguments, "--yes").stdout == "0 sessions ended.\n"
+
+
+def test_revoke_by_ids_takes_those_that_look_like_options(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    dashed = next(id_ for n in range(10_000) if (id_ := id_of(str(n))).startswith("-"))
+    stored.insert_one(document(dashed, None, datetime.now(timezone.utc)))
+    assert dashed in mongosession("show", dashed).stdout
+    done = mongosession("revoke", "--yes", dashed, many[0], many[0], id_of("gone"))
+    assert done.stdout == "2 sessions ended.\n"
+    assert live(stored) == set(many[1:])
+    mongosession("revoke", "--yess", many[1], code=2)
+
+
+def test_revoke_wants_one_way_to_say_which(mongosession: Command, many: list[str]) -> None:
+    for arguments in ([], ["--all", "--owner", "alice"], ["--all", many[0]]):
+        assert "which sessions?" in mongosession("revoke", *arguments, code=2).stderr
+    assert "give --yes" in mongosession("revoke", "--all", code=1).stderr
+
+
+def test_revoke_ends_what_is_just_being_regenerated(
+    mongosession: Command, store: MongoStore, stored: Collection[Any]
+) -> None:
+    session = store.create({"a": 1})
+    session.login("alice")
+    store.flush(session)
+    session.regenerate()
+    store.flush(session)
+    stored.delete_one({"_id": session.id})  # As if its second command were still to come.
+    assert stored.count_documents({"owner": "alice"}) == 1
+    mongosession("revoke", "--owner", "alice", "--yes")
+    assert stored.find_one({"_id": session.id, "ended": True}), "it can't be inserted any more"
+
+
+def test_revoke_asks_and_shows_a_bar_on_a_terminal(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=b"y\n")
+    assert code == 0
+    assert "7/7" in screen
+    assert "7 sessions ended." in screen
+    assert not live(stored)
+
+
+def test_purge_deletes_what_has_expired(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    assert mongosession("purge", "--dry-run").stdout == "1 expired documents would be deleted.\n"
+    assert mongosession("purge").stdout == "1 expired documents deleted.\n"
+    assert stored.count_documents({}) == 9
+
+
+GATED = """
+import sys, time
+from pymongo import monitoring
+from mongosession_wsgi import administration
+from mongosession_wsgi.cli import main
+
+class Gate(monitoring.CommandListener):
+    deletes = 0
+    def started(self, event):
+        self.deletes += event.command_name == "delete"
+        if self.deletes == 3:
+            print("at the gate", file=sys.stderr, flush=True)
+            time.sleep(60)
+    def succeeded(self, event): ...
+    def failed(self, event): ...
+
+administration.AT_A_TIME = 2
+monitoring.register(Gate())
+main()
+"""
+
+
+@pytest.mark.parametrize(("command", "total"), [(["revoke", "--all", "--yes"], 7), (["purge"], 5)])
+def test_an_interruption_says_how_many_are_done_and_the_next_run_goes_on(
+    mongosession: Command, stored: Collection[Any], command: list[str], total: int, many: list[str]
+) -> None:
+    for number in range(4):
+        stored.insert_one(
+            document(id_of(f"old{number}"), None, datetime.now(timezone.utc) - 2 * DAYS_14)
+        )
+    with started(mongosession.environment, sys.executable, "-c", GATED, *command) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "at the gate\n"
+        process.send_signal(signal.SIGINT)
+        words = process.stderr.read()
+        assert process.wait(60) == 130
+        assert words.startswith(f"Interrupted: 4 of {total} ")
+        assert words.endswith("Run it again to go on.\n")
+        assert not process.stdout.read()
+    assert mongosession(*command).stdout.startswith(f"{total - 4} ")
+
+
+def test_an_interruption_of_the_question_ends_nothing(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=b"\x03")
+    assert code == 130
+    assert "Interrupted." in screen
+    assert len(live(stored)) == 7
+
+
+def test_a_delete_that_is_repeated_over_a_broken_connection_counts_right(
+    client: MongoClient[Any],
+    settings: dict[str, Any],
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert client.address is not None
+    monkeypatch.setattr(administration, "AT_A_TIME", 3)
+    proxy = Proxy(client.address)
+    store = MongoStore(settings | {"mongodb_host": proxy.uri})
+    ending = administration.Administration(store).end(administration.Selection())
+    assert next(ending) == 3
+    proxy.cut_after_request(once=True)
+    assert list(ending) == [3, 1]
+    assert proxy.struck == 1
+    store.close()
+    proxy.close()
+
+
+# In company.
+
+
+def test_a_reader_that_has_enough_is_no_error(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    now = datetime.now(timezone.utc)
+    stored.insert_many([document(id_of(str(number)), "alice", now) for number in range(3000)])
+    with started(mongosession.environment, *MODULE, "list") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().count("\t") == 5
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+
+
+def test_without_click_or_rich_it_says_what_to_install(environment: dict[str, str]) -> None:
+    for part in ("click", "rich"):
+        code = f"import sys; sys.modules[{part!r}] = None; from mongosession_wsgi.cli import main; "
+        with started(environment, sys.executable, "-c", code + "main()") as process:
+            _, words = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert words == (
+            "mongosession: the command needs click and rich; pip install 'mongosession-wsgi[cli]'\n"
+        )
+
+
+def test_a_wrong_password_is_told_and_never_shown(mongosession: Command, tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "db") as server, MongoClient[Any](server.uri) as client:
+        client.admin.command("createUser", "shop", pwd="right", roles=["root"])
+    with EmbeddedServer(tmp_path / "db", options=["--auth"]) as server:
+        uri = server.uri.replace("//", f"//shop:{SECRET}@") + "/?authSource=admin"
+        for command in ("check", "stats", "list", "init"):
+            failed = mongosession(command, "--uri", uri, code=1)
+            assert "MongoDB refused the login" in failed.stdout + failed.stderr
+        right = server.uri.replace("//", "//shop:right@") + "/?authSource=admin"
+        assert "right" not in mongosession("check", "--uri", right, code=1).stdout
+
+
+def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path: Path) -> None:
+    for number, arguments in ((signal.SIGINT, [str(tmp_path / "data")]), (signal.SIGTERM, [])):
+        with started(mongosession.environment, *MODULE, "embedded", *arguments) as process:
+            assert process.stdout is not None
+            uri = process.stdout.readline().strip()
+            assert "ok" in mongosession("check", "--uri", uri, code=1).stdout
+            process.send_signal(number)
+            assert process.wait(60) == 0
+    assert (tmp_path / "data").exists()
+
+
+COMMANDS = ("check", "init", "stats", "list", "show", "revoke", "purge", "embedded")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(mongosession: Command, command: str) -> None:
+    shown = mongosession(command, "--help").stdout
+    assert f"Examples:\n    mongosession {command}" in shown
+    assert shown == mongosession(command, "-h").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_it(mongosession: Command, shell: str) -> None:
+    script = mongosession(_MONGOSESSION_COMPLETE=f"{shell}_source").stdout
+    assert "_MONGOSESSION_COMPLETE" in script
+    typed = {"COMP_WORDS": "mongosession re", "COMP_CWORD": "1"}
+    assert "revoke" in mongosession(_MONGOSESSION_COMPLETE=f"{shell}_complete", **typed).stdout
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the distribution is not installed here")
+def test_the_installed_script_is_the_command(environment: dict[str, str]) -> None:
+    with started(environment, str(SCRIPT), "--help") as process:
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert shown.startswith("Usage: mongosession [OPTIONS] COMMAND [ARGS]...")
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
