@@ -165,12 +165,12 @@ def on_a_terminal(
 def test_it_connects_by_the_environment_by_options_and_by_a_file(
     mongosession: Command, mongodb_uri: str, database: str, many: list[str], tmp_path: Path
 ) -> None:
-    def live(*arguments: str, **environment: str) -> int:
+    def live(*arguments: str, **environment: Any) -> int:
         count: int = json.loads(mongosession(*arguments, **environment).stdout)["live"]
         return count
 
-    nothing = {"MONGODB_URI": "", "MONGOSESSION_DB": ""}
-    wrong = {"MONGODB_URI": NOWHERE, "MONGOSESSION_DB": "wrong"}
+    nothing: dict[str, Any] = {"MONGODB_URI": "", "MONGOSESSION_DB": ""}
+    wrong: dict[str, Any] = {"MONGODB_URI": NOWHERE, "MONGOSESSION_DB": "wrong"}
     assert live("stats", "--json") == 7
     assert live("stats", "--json", "--uri", mongodb_uri, "--db", database, **wrong) == 7
     assert live("--uri", mongodb_uri, "--db", database, "stats", "--json", **nothing) == 7
@@ -620,7 +620,10 @@ def test_each_command_has_help_with_examples(mongosession: Command, command: str
 def test_the_shell_completes_it(mongosession: Command, shell: str) -> None:
     script = mongosession(_MONGOSESSION_COMPLETE=f"{shell}_source").stdout
     assert "_MONGOSESSION_COMPLETE" in script
-    typed = {"COMP_WORDS": "mongosession re", "COMP_CWORD": "re" if shell == "fish" else "1"}
+    typed: dict[str, Any] = {
+        "COMP_WORDS": "mongosession re",
+        "COMP_CWORD": "re" if shell == "fish" else "1",
+    }
     assert "revoke" in mongosession(_MONGOSESSION_COMPLETE=f"{shell}_complete", **typed).stdout
 
 
