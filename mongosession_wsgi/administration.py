@@ -7,8 +7,8 @@ sessions need no more memory than one batch; data leaves MongoDB only where it i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -108,7 +108,7 @@ class Administration:
         """Return how many documents `purge` would delete."""
         return self._counted(self._expired())
 
-    def sessions(self, selection: Selection, *, newest: int = 0) -> Iterator[Summary]:
+    def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
         conditions = selection.conditions(self._clock())
         with _explaining():
@@ -171,15 +171,17 @@ class Administration:
         with _explaining():
             return self.store.collection.count_documents(conditions)
 
-    def _ids(self, conditions: dict[str, Any]) -> Iterator[Any]:
+    def _ids(self, conditions: dict[str, Any]) -> Generator[Any, None, None]:
         find = self.store.collection.find
         with _explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
             for raw in found:
                 yield raw["_id"]
 
     def _deleted(self, conditions: dict[str, Any]) -> Iterator[int]:
-        for ids in _batches(self._ids(conditions)):
-            yield _delete(self.store.collection, conditions, ids)
+        # Closed here, also by an interruption: no cursor can be once its client is.
+        with closing(self._ids(conditions)) as found:
+            for ids in _batches(found):
+                yield _delete(self.store.collection, conditions, ids)
 
 
 def _delete(collection: Collection[RawBSONDocument], conditions: Any, ids: list[Any]) -> int:

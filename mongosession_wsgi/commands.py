@@ -10,10 +10,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -76,6 +76,16 @@ class _TakesIds(click.Command):
         return super().parse_args(ctx, args)
 
 
+class _Program(click.Group):
+    """All commands; click itself would exit with 1 where a pipe is broken."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _end_in_silence()
+
+
 def _examples(*lines: str) -> str:
     """Return an epilog that click does not wrap."""
     return "\b\nExamples:\n" + "\n".join(f"  mongosession {line}" for line in lines)
@@ -104,6 +114,7 @@ def _connecting(command: F) -> F:
 
 
 @click.group(
+    cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_examples(
         "check --settings production.yaml",
@@ -198,8 +209,10 @@ def list_(
     its size in bytes. They come in no order, unless --newest is given.
     """
     selection = Selection(owner, idle_for, larger_than)
-    with _administration() as administration:
-        found = administration.sessions(selection, newest=newest or 0)
+    with (
+        _administration() as administration,
+        closing(administration.sessions(selection, newest=newest or 0)) as found,
+    ):
         lines = console.json_rows(found) if as_json else console.rows(found, utc_now())
         for line in lines:
             sys.stdout.write(line + "\n")
@@ -320,10 +333,15 @@ def run() -> int:
         click.echo("Interrupted.", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
-        # What is left in the buffer has nowhere to go; Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_BROKEN
+        _end_in_silence()
     return 0
+
+
+def _end_in_silence() -> NoReturn:
+    """Exit as a program does whose reader has enough."""
+    # What is left in the buffer has nowhere to go; Python would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(_PIPE_BROKEN)
 
 
 @contextmanager
