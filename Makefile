@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test test-oldest check docs audit dist bench bench-report races faults fuzz load clean
+.PHONY: help demo test test-oldest check docs audit dist bench bench-report operations races faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ bench: $(BENCH)  ## measure what a session costs, beside other session stores (F
 
 bench-report: $(BENCH)  ## measure, and write docs/benchmarks.md and its picture
 	@$(BIN)/python -m tests.bench --report $(if $(FULL),--full)
+
+operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=200000)
+	@$(BIN)/python -m tests.operations --sessions $(or $(SESSIONS),200000)
 
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
