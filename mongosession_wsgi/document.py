@@ -136,9 +136,12 @@ def form(key: Any, value: Any) -> Any:
 
 def check(key: Any, value: Any) -> None:
     """Raise `SessionDataError`, as `encode` does, for what cannot be stored."""
+    # Most of what is assigned is a short text in ASCII, which has no fault to look for.
+    texts = type(key) is str and type(value) is str
+    if texts and len(value) < _SMALL and key.isascii() and value.isascii():
+        return
     stored = form(key, value)
-    # Most of what is assigned has no fault that only the encoder could find.
-    if not (type(value) in _NUMBERS or (type(value) is str and len(value) < _SMALL)):
+    if type(value) not in _NUMBERS:  # These have no fault that only the encoder finds.
         encode_form(key, stored)
 
 

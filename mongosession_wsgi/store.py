@@ -130,7 +130,8 @@ class MongoStore:
         self._database = database
         self._client = client
         self._clock = clock
-        self._pause = min(self.settings.idle / 10, _RENEW_AT_LEAST_EVERY)
+        self._idle = self.settings.idle
+        self._pause = min(self._idle / 10, _RENEW_AT_LEAST_EVERY)
         self._collections: dict[int, _Sessions] = {}
         self._indexed: set[int] = set()
         self._indexing: dict[int, Lock] = {}
@@ -457,7 +458,7 @@ class MongoStore:
     def _expiry(
         self, now: datetime, created_at: datetime, until: datetime | None = None
     ) -> datetime:
-        idle_until = until or now + self.settings.idle
+        idle_until = until or now + self._idle
         if self.settings.lifetime is None:
             return idle_until
         return min(idle_until, created_at + self.settings.lifetime)
@@ -475,7 +476,7 @@ class MongoStore:
         Only one that is too young for its lifetime to matter has an expiry that needs no look at
         it. Where the lifetime is no longer than the idle time, no expiry ever moves.
         """
-        idle, lifetime = self.settings.idle, self.settings.lifetime
+        idle, lifetime = self._idle, self.settings.lifetime
         if lifetime is None:
             return {"$type": _DATE}, now + idle
         if lifetime <= idle:
