@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def figures_of(rounds: int, *, full: bool) -> dict[str, Any]:
-    sessions = (10_000, 100_000, 1_000_000) if full else (10_000,)
+    sessions = (10_000, 100_000, 1_000_000) if full else (10_000, 100_000)
     with ExitStack() as stack:
         uri = os.environ.get("MONGODB_URI")
         if not uri:
