@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import bson
+from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import PyMongoError
@@ -117,18 +118,20 @@ class Administration:
                 found = found.sort("seen_at", -1).limit(newest)
             with found:
                 for raw in found:
-                    yield _summary(raw)
+                    summary = _summary(raw)
+                    if summary is not None:
+                        yield summary
 
-    def session(self, id: str) -> tuple[Summary, dict[str, Any]] | None:
-        """Return the live session of this public id and its data, or None."""
-        conditions = _by_id(id, Selection().conditions(self._clock()))
-        with _explaining():
-            raw = self.store.collection.find_one(conditions)
+    def session(self, id: str) -> Summary | None:
+        """Return what is known of the live session of this public id, or None."""
+        raw = self._found(id, _SUMMARY)
+        return None if raw is None else _summary(raw)
+
+    def data(self, id: str) -> dict[str, Any] | None:
+        """Return what the application keeps in the live session of this public id, or None."""
+        raw = self._found(id, None)
         record = None if raw is None else document.decode(bytes(raw.raw))
-        if raw is None or not isinstance(record, document.Record):
-            return None
-        moments = (record.created_at, record.seen_at, record.expires_at)
-        return Summary(record.id, record.owner, *moments, len(raw.raw)), record.data
+        return record.data if isinstance(record, document.Record) else None
 
     def end(self, selection: Selection) -> Iterator[int]:
         """End the selected sessions batch by batch; yield how many each batch ended.
@@ -136,16 +139,21 @@ class Administration:
         One that is used in the meantime, so that it is selected no more, lives on. Where nothing
         but an owner is asked for, the sessions end too that are just being regenerated.
         """
-        conditions = selection.conditions(self._clock())
-        yield from self._deleted(conditions)
+        begun = self._clock()
+        conditions = selection.conditions(begun)
+        # Later looks leave those alone that began since, or there would be no end of them.
+        yield from self._deleted(conditions, conditions | {"created_at": {"$lte": begun}})
         if selection.idle_for is None and selection.larger_than is None:
-            marks = _MARK if selection.owner is None else _MARK | {"owner": selection.owner}
+            marks = _MARK | {"expires_at": {"$gt": begun}}
+            if selection.owner is not None:
+                marks["owner"] = selection.owner
             for id_ in list(self._ids(marks)):
                 yield self.store.revoke(id_)
 
     def purge(self) -> Iterator[int]:
         """Delete what has expired, batch by batch; yield how many each batch deleted."""
-        yield from self._deleted(self._expired())
+        expired = self._expired()
+        yield from self._deleted(expired, expired)
 
     def statistics(self) -> Statistics:
         """Count the sessions; MongoDB does it, and sends only the counts."""
@@ -167,6 +175,11 @@ class Administration:
     def _expired(self) -> dict[str, Any]:
         return {"v": document.VERSION, "expires_at": {"$lte": self._clock()}}
 
+    def _found(self, id: str, projection: dict[str, Any] | None) -> RawBSONDocument | None:
+        conditions = _by_id(id, Selection().conditions(self._clock()))
+        with _explaining():
+            return self.store.collection.find_one(conditions, projection)
+
     def _counted(self, conditions: dict[str, Any]) -> int:
         with _explaining():
             return self.store.collection.count_documents(conditions)
@@ -177,7 +190,26 @@ class Administration:
             for raw in found:
                 yield raw["_id"]
 
-    def _deleted(self, conditions: dict[str, Any]) -> Iterator[int]:
+    def _deleted(self, conditions: dict[str, Any], later: dict[str, Any]) -> Iterator[int]:
+        """Delete what matches; look again for what matches `later`, until nothing does.
+
+        One look misses a session that is regenerated under way, to an id where it has been
+        already; and it ends where a connection breaks, or with an election.
+        """
+        deleted = 1
+        while deleted:
+            deleted = 0
+            try:
+                for count in self._deleted_at_a_look(conditions):
+                    deleted += count
+                    yield count
+            except StoreError:
+                if not deleted:
+                    raise
+            else:
+                conditions = later
+
+    def _deleted_at_a_look(self, conditions: dict[str, Any]) -> Iterator[int]:
         # Closed here, also by an interruption: no cursor can be once its client is.
         with closing(self._ids(conditions)) as found:
             for ids in _batches(found):
@@ -236,16 +268,17 @@ def _bucket(value: Any, bounds: Iterable[int]) -> dict[str, Any]:
     return {"$switch": {"branches": branches, "default": len(branches)}}
 
 
-def _summary(raw: RawBSONDocument) -> Summary:
-    found = bson.decode(raw.raw, codec_options=document.CODEC)
-    return Summary(
-        found["_id"],
-        found["owner"],
-        found["created_at"],
-        found["seen_at"],
-        found["expires_at"],
-        found["size"],
-    )
+def _summary(raw: RawBSONDocument) -> Summary | None:
+    """Return what is known; None for what only a look at its values shows to be no session."""
+    try:
+        found = bson.decode(raw.raw, codec_options=document.CODEC)
+    except BSONError:
+        return None
+    record = document.read(found | {"v": document.VERSION, "data": {}})
+    if not isinstance(record, document.Record):
+        return None
+    moments = (record.created_at, record.seen_at, record.expires_at)
+    return Summary(record.id, record.owner, *moments, found["size"])
 
 
 @contextmanager

@@ -226,11 +226,11 @@ def list_(
 def show(id: str, data: bool, as_json: bool) -> None:
     """Show one session by its public id, the first column of list."""
     with _administration() as administration:
-        found = administration.session(id)
-    if found is None:
+        summary = administration.session(id)
+        contents = administration.data(id) if data else None
+    if summary is None:
         raise click.ClickException(f"no live session has the id {id}")
-    summary, contents = found
-    console.session(summary, contents if data else None, as_json=as_json)
+    console.session(summary, contents, as_json=as_json)
 
 
 @program.command(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from bson import json_util
 from rich.console import Console
@@ -53,9 +53,16 @@ def in_span(span: timedelta) -> str:
     return "0s"
 
 
+class _Console(Console):
+    """A console that leaves a broken pipe to the command; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
 def styled(line: Text) -> None:
     """Print a line that is never wrapped; without colours unless stdout is a terminal."""
-    Console(highlight=False).print(line, soft_wrap=True)
+    _Console(highlight=False).print(line, soft_wrap=True)
 
 
 def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
@@ -76,9 +83,9 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
 
 
 def json_rows(summaries: Iterable[Summary]) -> Iterator[str]:
-    """Yield a JSON object for each session."""
+    """Yield a JSON object for each session, in ASCII, which commands no terminal."""
     for one in summaries:
-        yield json.dumps(_summary(one), ensure_ascii=False)
+        yield json.dumps(_summary(one))
 
 
 def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> None:
@@ -87,7 +94,7 @@ def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> 
     if data is not None:
         shown["data"] = json.loads(json_util.dumps(data, json_options=_JSON))
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False))
+        print(json.dumps(shown))
         return
     for name, value in shown.items():
         if name != "data":

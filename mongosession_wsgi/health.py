@@ -21,8 +21,11 @@ _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""
 _LARGEST_DIFFERENCE = timedelta(seconds=10)
 """Well below the minute that the mark of a regenerated session lasts."""
-_NO_COLLECTION = 26
+_NOT_ALLOWED, _NO_COLLECTION = 13, 26
 _MAKE = "make it with: mongosession init"
+
+_Indexes = dict[str, dict[str, Any]]
+"""The indexes of a collection, each by its first key."""
 
 
 class Verdict(Enum):
@@ -56,8 +59,8 @@ class Health:
             return
         yield self._finding("topology", self._topology)
         yield self._finding("write concern", self._write_concern)
-        yield self._finding("index on expires_at", self._index_on_expires_at)
-        yield self._finding("index on owner", self._index_on_owner)
+        yield self._finding("index on expires_at", lambda: self._index(_on_expires_at))
+        yield self._finding("index on owner", lambda: self._index(_on_owner))
         yield self._finding("expired sessions", self._expired_sessions)
         yield self._finding("clock", self._clock_difference)
         yield self._finding("round trip", self._round_trip)
@@ -92,25 +95,17 @@ class Health:
         found = self._store.collection.write_concern.document
         return Verdict.GOOD, ", ".join(f"{name}: {value}" for name, value in found.items())
 
-    def _index_on_expires_at(self) -> tuple[Verdict, str]:
-        index = self._index_on("expires_at")
-        if index is None:
-            return Verdict.WRONG, f"missing, so expired sessions pile up; {_MAKE}"
-        after = index.get("expireAfterSeconds")
-        if after is None:
-            return Verdict.WRONG, f"{index['name']} is no TTL index; drop it, and {_MAKE}"
-        if after != 0:
-            return (
-                Verdict.WRONG,
-                f"{index['name']} deletes {after} seconds too late; drop it, and {_MAKE}",
-            )
-        return Verdict.GOOD, f"{index['name']}, TTL"
-
-    def _index_on_owner(self) -> tuple[Verdict, str]:
-        index = self._index_on("owner")
-        if index is None:
-            return Verdict.WRONG, f"missing, so an owner's sessions are found slowly; {_MAKE}"
-        return Verdict.GOOD, str(index["name"])
+    def _index(self, judge: Callable[[_Indexes], tuple[Verdict, str]]) -> tuple[Verdict, str]:
+        try:
+            indexes = list(self._store.collection.list_indexes())
+        except OperationFailure as error:
+            if error.code == _NOT_ALLOWED:
+                return Verdict.NOTE, "not looked at: this user lacks the action listIndexes"
+            if error.code != _NO_COLLECTION:
+                raise
+            indexes = []
+        # The first key counts; an index with more serves as well.
+        return judge({next(iter(index["key"])): dict(index) for index in reversed(indexes)})
 
     def _expired_sessions(self) -> tuple[Verdict, str]:
         """Look how long the oldest waits for the TTL monitor, by the clock that this one has."""
@@ -178,15 +173,24 @@ class Health:
         client = self._store.collection.database.client
         return client.admin.command("hello")
 
-    def _index_on(self, key: str) -> dict[str, Any] | None:
-        """Return the index that has this key first; one with more keys serves an owner as well."""
-        try:
-            indexes = list(self._store.collection.list_indexes())
-        except OperationFailure as error:
-            if error.code == _NO_COLLECTION:
-                return None
-            raise
-        for index in indexes:
-            if next(iter(index["key"])) == key:
-                return dict(index)
-        return None
+
+def _on_expires_at(indexes: _Indexes) -> tuple[Verdict, str]:
+    index = indexes.get("expires_at")
+    if index is None:
+        return Verdict.WRONG, f"missing, so expired sessions pile up; {_MAKE}"
+    after = index.get("expireAfterSeconds")
+    if after is None:
+        return Verdict.WRONG, f"{index['name']} is no TTL index; drop it, and {_MAKE}"
+    if after != 0:
+        return (
+            Verdict.WRONG,
+            f"{index['name']} deletes {after} seconds too late; drop it, and {_MAKE}",
+        )
+    return Verdict.GOOD, f"{index['name']}, TTL"
+
+
+def _on_owner(indexes: _Indexes) -> tuple[Verdict, str]:
+    index = indexes.get("owner")
+    if index is None:
+        return Verdict.WRONG, f"missing, so an owner's sessions are found slowly; {_MAKE}"
+    return Verdict.GOOD, str(index["name"])

@@ -375,14 +375,16 @@ def test_show_hides_the_data_until_it_is_asked_for(mongosession: Command, many: 
 def test_what_a_visitor_chose_does_not_command_the_terminal(
     mongosession: Command, stored: Collection[Any]
 ) -> None:
-    owner = "\x1b[2Jeve\tx\n"
+    owner = "\x1b[2J\x9b2J\u202eeve\tx\n"
     stored.insert_one(document(id_of("eve"), owner, datetime.now(timezone.utc), "\x1b[2J"))
     for command in (["list"], ["show", id_of("eve"), "--data"]):
         assert "\x1b" not in mongosession(*command).stdout
         assert "\x1b" not in on_a_terminal(command, mongosession.environment)[1]
     assert mongosession("list").stdout.count("\t") == 5
-    found = json.loads(mongosession("list", "--json").stdout)
-    assert found["owner"] == owner
+    listed = mongosession("list", "--json").stdout
+    assert json.loads(listed)["owner"] == owner
+    assert listed.isascii()
+    assert mongosession("show", id_of("eve"), "--json").stdout.isascii()
 
 
 def test_colours_are_for_terminals_and_no_color_is_heeded(mongosession: Command) -> None:
@@ -567,6 +569,18 @@ def test_a_reader_that_has_enough_is_no_error(
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline().count("\t") == 5
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("command", ["check", "stats", "stats --json", "list", "list --json"])
+def test_every_command_ends_in_silence_where_nobody_reads(
+    mongosession: Command, many: list[str], command: str
+) -> None:
+    with started(mongosession.environment, *MODULE, *command.split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == ""
