@@ -3,7 +3,7 @@
 from bottle import Bottle, abort, redirect, request
 from device_name import device_name
 from devices import devices, store
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 from mongosession_wsgi import Session
@@ -25,13 +25,7 @@ def add(session: Session) -> None:
     item = request.forms.item
     if item not in PRODUCTS:
         abort(400, "We have no such tea.")
-    cart = session.setdefault("cart", [])
-    for line in cart:
-        if line["item"] == item:
-            line["count"] += 1
-            break
-    else:
-        cart.append({"item": item, "count": 1})
+    put_into_cart(session, item)
     redirect("/", 303)
 
 

@@ -6,7 +6,7 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.urls import path
 from django.views.decorators.http import require_GET, require_POST
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 settings.configure(
@@ -31,13 +31,7 @@ def add(request: HttpRequest) -> HttpResponse:
     item = request.POST.get("item")
     if item not in PRODUCTS:
         return HttpResponseBadRequest("We have no such tea.")
-    cart = request.session.setdefault("cart", [])
-    for line in cart:
-        if line["item"] == item:
-            line["count"] += 1
-            break
-    else:
-        cart.append({"item": item, "count": 1})
+    put_into_cart(request.session, item)
     return HttpResponse(status=303, headers={"Location": "/"})
 
 

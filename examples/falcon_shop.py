@@ -1,7 +1,7 @@
 """A small shop in Falcon. Run it in this folder: gunicorn falcon_shop:app"""
 
 import falcon
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 from mongosession_wsgi.falcon import SessionComponent
@@ -20,13 +20,7 @@ class Cart:
         item = req.get_media().get("item")
         if item not in PRODUCTS:
             raise falcon.HTTPBadRequest(description="We have no such tea.")
-        cart = req.context.session.setdefault("cart", [])
-        for line in cart:
-            if line["item"] == item:
-                line["count"] += 1
-                break
-        else:
-            cart.append({"item": item, "count": 1})
+        put_into_cart(req.context.session, item)
         raise falcon.HTTPSeeOther("/")
 
 

@@ -1,7 +1,7 @@
 """A small shop in Flask. Run it in this folder: gunicorn flask_shop:app"""
 
 from flask import Flask, abort, redirect, request, session, url_for
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 from werkzeug.wrappers import Response
 
@@ -22,13 +22,7 @@ def add() -> Response:
     item = request.form["item"]
     if item not in PRODUCTS:
         abort(400, "We have no such tea.")
-    cart = session.setdefault("cart", [])
-    for line in cart:
-        if line["item"] == item:
-            line["count"] += 1
-            break
-    else:
-        cart.append({"item": item, "count": 1})
+    put_into_cart(session, item)
     return redirect(url_for("index"), 303)
 
 

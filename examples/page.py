@@ -66,6 +66,16 @@ SIGN_IN = """
         <p>Any name will do. The cart comes along.</p>"""
 
 
+def put_into_cart(session: Session, item: str) -> None:
+    """Put one more of an item into the cart; that it changes within a list is noticed."""
+    cart = session.setdefault("cart", [])
+    for line in cart:
+        if line["item"] == item:
+            line["count"] += 1
+            return
+    cart.append({"item": item, "count": 1})
+
+
 def page(session: Session, devices: str = "") -> str:
     """Return the shop's page, as the owner of `session` is to see it.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
-from mongosession_wsgi import Session, SessionMiddleware
+from mongosession_wsgi import SessionMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -22,7 +22,7 @@ def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
             start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
             return [page(session).encode()]
         case "POST", "/cart" if (item := field(environ, "item")) in PRODUCTS:
-            add(session, item)
+            put_into_cart(session, item)
         case "POST", "/login" if name := field(environ, "name"):
             session.login(name)
         case "POST", "/logout":
@@ -40,15 +40,6 @@ def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
 def field(environ: WSGIEnvironment, name: str) -> str:
     form: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     return parse_qs(form.decode(errors="replace")).get(name, [""])[0].strip()
-
-
-def add(session: Session, item: str) -> None:
-    cart = session.setdefault("cart", [])
-    for line in cart:
-        if line["item"] == item:
-            line["count"] += 1
-            return
-    cart.append({"item": item, "count": 1})
 
 
 app = SessionMiddleware(shop, SETTINGS)

@@ -1,6 +1,6 @@
 """A small shop in Pyramid. Run it in this folder: gunicorn pyramid_shop:app"""
 
-from page import PRODUCTS, page
+from page import PRODUCTS, page, put_into_cart
 from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPBadRequest, HTTPSeeOther
 from pyramid.request import Request
@@ -20,13 +20,7 @@ def add(request: Request) -> Response:
     item = request.POST.get("item")
     if item not in PRODUCTS:
         raise HTTPBadRequest("We have no such tea.")
-    cart = request.session.setdefault("cart", [])
-    for line in cart:
-        if line["item"] == item:
-            line["count"] += 1
-            break
-    else:
-        cart.append({"item": item, "count": 1})
+    put_into_cart(request.session, item)
     return HTTPSeeOther(request.route_path("index"))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore
 from mongosession_wsgi.embedded import EmbeddedServer
+from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
 
@@ -55,22 +56,9 @@ def settings(mongodb_uri: str, database: str) -> dict[str, Any]:
     return {"mongodb_host": mongodb_uri, "mongodb_session_db": database}
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(timezone.utc).replace(microsecond=0)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def advance(self, **span: float) -> None:
-        self.now += timedelta(**span)
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(datetime.now(timezone.utc).replace(microsecond=0))
 
 
 @pytest.fixture

@@ -15,15 +15,7 @@ from pyramid.response import Response as PyramidResponse
 
 from mongosession_wsgi import SessionMiddleware, StoreError
 
-from .wsgi import Browser
-
-COOKIE = f"mongosession={'t' * 43}"
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
+from .wsgi import COOKIE, DOWN, Browser
 
 
 def read(environ: dict[str, Any]) -> str:

@@ -14,6 +14,15 @@ from mongosession_wsgi import Session
 from .commands import RECORDER
 
 KEY = "mongosession"
+COOKIE = f"mongosession={'t' * 43}"
+"""A cookie with a token of which nobody knows."""
+DOWN = {
+    "mongodb_session_db": "down",
+    "mongodb_host": "127.0.0.1",
+    "mongodb_port": "9",
+    "mongodb_timeout_ms": "100",
+}
+"""The settings of a database that is not there."""
 
 
 @dataclass

@@ -15,8 +15,8 @@ NOW = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 class Clock:
     """The time of a test, that moves only when it is told."""
 
-    def __init__(self) -> None:
-        self.now = NOW
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
 
     def __call__(self) -> datetime:
         return self.now

@@ -20,14 +20,7 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.bottle import MongoSessionPlugin
 
-from ..wsgi import Browser, conforming
-
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
+from ..wsgi import COOKIE, DOWN, Browser, conforming
 
 
 class App(Bottle):
@@ -222,7 +215,7 @@ def test_an_outage_is_a_503() -> None:
     app.install(MongoSessionPlugin(DOWN))
     app.get("/")(count)
     app.get("/plain")(lambda session: "as ever")
-    browser = Browser(app, f"mongosession={'t' * 43}")
+    browser = Browser(app, COOKIE)
     refused = browser.get("/")
     assert (refused.status, refused.cookie) == ("503 Service Unavailable", None)
     assert browser.get("/plain").status == "200 OK"

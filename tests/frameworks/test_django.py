@@ -36,15 +36,9 @@ from mongosession_wsgi.django import SessionStore, mongo_store
 
 from ..commands import RECORDER
 from ..test_examples import environment, post, served
-from ..wsgi import Browser, Response
+from ..wsgi import DOWN, Browser, Response
 
 View = Callable[[Any], object]
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
 FORTNIGHT = 14 * 24 * 60 * 60
 NOBODYS = "n" * 43
 

@@ -22,15 +22,8 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.falcon import SessionComponent
 
-from ..wsgi import Browser, conforming
+from ..wsgi import COOKIE, DOWN, Browser, conforming
 
-COOKIE = f"mongosession={'t' * 43}"
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
 Use = Callable[[falcon.Request, falcon.Response], Any]
 
 

@@ -39,16 +39,8 @@ from mongosession_wsgi import (
 from mongosession_wsgi.flask import MongoSession, MongoSessionInterface
 
 from ..conftest import Clock
-from ..wsgi import Browser, conforming
+from ..wsgi import COOKIE, DOWN, Browser, conforming
 from ..wsgi import Response as Answer
-
-COOKIE = f"mongosession={'t' * 43}"
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
 
 
 class Client(FlaskClient):

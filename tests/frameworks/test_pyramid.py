@@ -38,15 +38,8 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.pyramid import MongoSession
 
-from ..wsgi import Browser, conforming
+from ..wsgi import COOKIE, DOWN, Browser, conforming
 
-COOKIE = f"mongosession={'t' * 43}"
-DOWN = {
-    "mongodb_session_db": "down",
-    "mongodb_host": "127.0.0.1",
-    "mongodb_port": "9",
-    "mongodb_timeout_ms": "100",
-}
 Use = Callable[[Request], Any]
 
 
