@@ -111,7 +111,7 @@ def test_purge_deletes_what_has_expired_and_nothing_else(
     store: MongoStore, stored: Collection[Any], clock: Clock
 ) -> None:
     store.create({"old": True})
-    stored.insert_one({"_id": "foreign", "expires_at": clock.now - timedelta(days=1)})
+    stored.insert_one({"_id": "foreign", "expires_at": clock.now + timedelta(days=1)})
     clock.advance(days=14)
     store.create({"new": True})
     assert store.purge() == 1

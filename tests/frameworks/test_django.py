@@ -364,6 +364,7 @@ def test_a_session_that_expires_in_the_past_is_gone_at_once(
     calling: Calling, expired: Any, stored: Collection[Any]
 ) -> None:
     session = saved(tea="Assam")
+    stored.drop_index("expires_at_1")  # Or the server might delete it before it is looked for.
     past = django_timezone.now() - timedelta(days=1)
     calling(session).set_expiry(past if expired == "past" else expired)
     calling(session).save()
@@ -376,6 +377,7 @@ def test_a_session_that_expires_in_the_past_is_gone_at_once(
 
 def test_clearsessions_deletes_what_has_expired(stored: Collection[Any]) -> None:
     saved(tea="Assam")
+    stored.drop_index("expires_at_1")  # Or the server might delete it before Django does.
     saved(tea="Oolong", _session_expiry=-1)
     assert stored.count_documents({}) == 2
     call_command("clearsessions")
