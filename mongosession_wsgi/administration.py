@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 import bson
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
-from pymongo.collection import Collection
-from pymongo.errors import PyMongoError
 
 from . import document
 from .errors import StoreError
-from .store import FORM, MongoStore, explained, may_pass, utc_now
+from .store import FORM, MongoStore, explaining, utc_now
 
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
@@ -112,7 +110,7 @@ class Administration:
     def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
         conditions = selection.conditions(self._clock())
-        with _explaining():
+        with explaining():
             found = self.store.collection.find(conditions, _SUMMARY, batch_size=_READ_AT_A_TIME)
             if newest:
                 found = found.sort("seen_at", -1).limit(newest)
@@ -160,7 +158,7 @@ class Administration:
         now = self._clock()
         statistics = Statistics(expired=self.count_expired())
         stages = _counting(Selection().conditions(now), now)
-        with _explaining(), self.store.collection.aggregate(stages, allowDiskUse=True) as groups:
+        with explaining(), self.store.collection.aggregate(stages, allowDiskUse=True) as groups:
             for group in groups:
                 kind, count = group["_id"], group["count"]
                 statistics.live += count
@@ -176,17 +174,19 @@ class Administration:
         return {"v": document.VERSION, "expires_at": {"$lte": self._clock()}}
 
     def _found(self, id: str, projection: dict[str, Any] | None) -> RawBSONDocument | None:
-        conditions = _by_id(id, Selection().conditions(self._clock()))
-        with _explaining():
-            return self.store.collection.find_one(conditions, projection)
+        this = {"_id": id}
+        live = Selection().conditions(self._clock())
+        with explaining():
+            # The id comes first: the embedded server searches by the first index it meets.
+            return self.store.collection.find_one(this | live | this, projection)
 
     def _counted(self, conditions: dict[str, Any]) -> int:
-        with _explaining():
+        with explaining():
             return self.store.collection.count_documents(conditions)
 
     def _ids(self, conditions: dict[str, Any]) -> Generator[Any, None, None]:
         find = self.store.collection.find
-        with _explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
+        with explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
             for raw in found:
                 yield raw["_id"]
 
@@ -213,32 +213,7 @@ class Administration:
         # Closed here, also by an interruption: no cursor can be once its client is.
         with closing(self._ids(conditions)) as found:
             for ids in _batches(found):
-                yield _delete(self.store.collection, conditions, ids)
-
-
-def _delete(collection: Collection[RawBSONDocument], conditions: Any, ids: list[Any]) -> int:
-    """Delete those of `ids` that still match; return how many.
-
-    A connection that breaks in the midst leaves open how far it came: what is not there any more
-    when it is tried again, was deleted.
-    """
-    selected = _by_id({"$in": ids}, conditions)
-    try:
-        return collection.delete_many(selected).deleted_count
-    except PyMongoError as error:
-        if not may_pass(error):
-            raise StoreError(explained(error)) from error
-    with _explaining():
-        collection.delete_many(selected)
-        return len(ids) - collection.count_documents({"_id": {"$in": ids}})
-
-
-def _by_id(ids: Any, conditions: dict[str, Any]) -> dict[str, Any]:
-    """Return the conditions with an `_id`, which comes first because some servers look no further.
-
-    The embedded one searches by the first field that has an index.
-    """
-    return {"_id": ids} | {name: one for name, one in conditions.items() if name != "_id"}
+                yield self.store.delete(ids, conditions)
 
 
 def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
@@ -279,12 +254,3 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         return None
     moments = (record.created_at, record.seen_at, record.expires_at)
     return Summary(record.id, record.owner, *moments, found["size"])
-
-
-@contextmanager
-def _explaining() -> Iterator[None]:
-    """Turn what the driver raises into an error of ours."""
-    try:
-        yield
-    except PyMongoError as error:
-        raise StoreError(explained(error)) from error

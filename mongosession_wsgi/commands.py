@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,7 +20,7 @@ import click
 from . import __version__, console
 from .administration import Administration, Selection
 from .connection import Connection
-from .embedded import EmbeddedServer
+from .embedded import serve
 from .errors import SessionError
 from .health import Health, Verdict
 from .settings import span
@@ -305,14 +305,8 @@ def embedded(folder: Path | None, port: int) -> None:
     the end. It is for trying things out, not for production.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with (
-        suppress(KeyboardInterrupt),
-        tempfile.TemporaryDirectory() as temporary,
-        EmbeddedServer(folder or temporary, port=port) as server,
-    ):
-        click.echo(server.uri)
-        sys.stdout.flush()
-        signal.pause()
+    with tempfile.TemporaryDirectory() as temporary:
+        serve(folder or temporary, port)
 
 
 def run() -> int:

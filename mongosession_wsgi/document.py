@@ -314,9 +314,10 @@ def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
     if not _NESTED.isdisjoint(map(type, stored.values())):
-        for key, value in stored.items():
-            if type(value) in _NESTED:
-                stored[key] = _unescaped_within(value)
+        stored = {
+            key: _unescaped_within(value) if type(value) in _NESTED else value
+            for key, value in stored.items()
+        }
     return stored
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,13 @@ def _end_with_watcher() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
+def serve(folder: str | Path, port: int = 0) -> None:
+    """Run a server until Ctrl-C, and print its URI. Raises `EmbeddedServerError`."""
+    with suppress(KeyboardInterrupt), EmbeddedServer(folder, port=port) as server:
+        print(server.uri, flush=True)
+        signal.pause()
+
+
 def main() -> None:
     """Serve by hand: `python -m mongosession_wsgi.embedded FOLDER [--port N]`."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=main.__doc__)
@@ -211,13 +219,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
     arguments = parser.parse_args()
     try:
-        with EmbeddedServer(arguments.folder, port=arguments.port) as server:
-            print(server.uri, flush=True)
-            signal.pause()
+        serve(arguments.folder, arguments.port)
     except EmbeddedServerError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+UNAVAILABLE = "The session store is unavailable. Please try again in a moment."
+"""What a visitor is told whose session could be neither loaded nor stored, with a 503."""
+RETRY_AFTER = 5
+"""The seconds after which he is to try again."""
+
+
 class Exchange:
     """Open the session that a request's cookie stands for, and tell its browser what became of it.
 

@@ -11,7 +11,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from .cookie import CookiePolicy
 from .errors import SettingsError, StoreError, logger
-from .exchange import Exchange
+from .exchange import RETRY_AFTER, UNAVAILABLE, Exchange
 from .middleware import KEY
 from .session import Session
 from .settings import Settings
@@ -71,9 +71,9 @@ class SessionComponent:
             logger.error("Answered 503: %s", error, exc_info=error)
             _set_headers(resp, exchange)
             raise HTTPServiceUnavailable(
-                description="The session store is unavailable. Please try again in a moment.",
+                description=UNAVAILABLE,
                 headers={"Cache-Control": "no-store"},
-                retry_after=5,
+                retry_after=RETRY_AFTER,
             ) from error
         except BaseException:
             exchange.abandon()

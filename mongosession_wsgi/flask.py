@@ -14,7 +14,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
 from .errors import StoreError
-from .exchange import Exchange
+from .exchange import RETRY_AFTER, Exchange
 from .middleware import KEY
 from .session import Session, State
 from .settings import LONGEST_COOKIE, Settings
@@ -130,7 +130,7 @@ def _refuse(app: Flask, response: Response) -> None:
     page = app.make_response(app.handle_http_exception(ServiceUnavailable()))
     response.status_code, response.response = 503, page.response
     response.headers.update(page.headers)
-    response.headers.update({"Retry-After": "5", "Cache-Control": "no-store"})
+    response.headers.update({"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"})
 
 
 @got_request_exception.connect

@@ -15,13 +15,13 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from . import document
 from .errors import StoreError
-from .store import MongoStore, explained, utc_now
+from .store import NOT_ALLOWED, MongoStore, explained, utc_now
 
 _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""
 _LARGEST_DIFFERENCE = timedelta(seconds=10)
 """Well below the minute that the mark of a regenerated session lasts."""
-_NOT_ALLOWED, _NO_COLLECTION = 13, 26
+_NO_COLLECTION = 26
 _MAKE = "make it with: mongosession init"
 
 _Indexes = dict[str, dict[str, Any]]
@@ -99,7 +99,7 @@ class Health:
         try:
             indexes = list(self._store.collection.list_indexes())
         except OperationFailure as error:
-            if error.code == _NOT_ALLOWED:
+            if error.code == NOT_ALLOWED:
                 return Verdict.NOTE, "not looked at: this user lacks the action listIndexes"
             if error.code != _NO_COLLECTION:
                 raise

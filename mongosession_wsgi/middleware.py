@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .caching import Headers
 from .cookie import CookiePolicy
 from .errors import StoreError, logger
-from .exchange import Exchange
+from .exchange import RETRY_AFTER, UNAVAILABLE, Exchange
 from .session import Session
 from .settings import Settings
 from .store import MongoStore, Store
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 KEY = "mongosession"
 """Where an application finds its session in the `environ`."""
 
-_UNAVAILABLE = b"The session store is unavailable. Please try again in a moment.\n"
 _UNAVAILABLE_HEADERS = [
     ("Content-Type", "text/plain; charset=utf-8"),
-    ("Retry-After", "5"),
+    ("Retry-After", f"{RETRY_AFTER}"),
     ("Cache-Control", "no-store"),
     ("Vary", "Cookie"),
 ]
@@ -167,7 +166,7 @@ class _Response:
         self._phase = _Phase.ABANDONED
         logger.error("Answered 503: %s", error, exc_info=error)
         self._start_response("503 Service Unavailable", list(_UNAVAILABLE_HEADERS))
-        return b"" if self._environ["REQUEST_METHOD"] == "HEAD" else _UNAVAILABLE
+        return b"" if self._environ["REQUEST_METHOD"] == "HEAD" else f"{UNAVAILABLE}\n".encode()
 
 
 def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:

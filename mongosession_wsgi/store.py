@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from enum import Enum
@@ -28,7 +28,6 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
 )
-from pymongo.results import DeleteResult
 
 from . import document
 from .document import Changes, Mark, Record
@@ -48,7 +47,8 @@ _TOO_LARGE = {10334, 17419, 17420}
 _TRANSIENT = {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 """The errors that the specification of retryable reads of MongoDB's drivers has repeated."""
 _LOGIN_REFUSED = 18
-_NOT_ALLOWED = 13
+NOT_ALLOWED = 13
+"""The code of an error: the user may not do that."""
 
 # BSON's numbers for types: shorter than their names in a command that most requests send.
 _STRING, _OBJECT, _ARRAY, _DATE, _NULL = 2, 3, 4, 9, 10
@@ -219,14 +219,15 @@ class MongoStore:
     def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
         """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first."""
         live = self._live() if owner is None else self._live(owner=owner)
-        try:
-            with self.collection.find(live, sort=[("seen_at", -1)], allow_disk_use=True) as found:
-                for raw in found:
-                    record = _decoded(raw)
-                    if isinstance(record, Record):
-                        yield _info(record, len(raw.raw))
-        except PyMongoError as error:
-            raise StoreError(explained(error)) from error
+        newest_first = [("seen_at", -1)]
+        with (
+            explaining(),
+            self.collection.find(live, sort=newest_first, allow_disk_use=True) as found,
+        ):
+            for raw in found:
+                record = _decoded(raw)
+                if isinstance(record, Record):
+                    yield _info(record, len(raw.raw))
 
     def revoke(self, id: str) -> int:
         """End the session of this public id; return how many live ones that were, 0 or 1.
@@ -243,10 +244,30 @@ class MongoStore:
         """
         live = self._live(owner=owner, _id={"$ne": keep})
         ids = self._attempt(lambda sessions: [one["_id"] for one in sessions.find(live, ["_id"])])
+        live = self._live()
         ended = sum(
-            self._ended(ids[first : first + _AT_A_TIME]) for first in range(0, len(ids), _AT_A_TIME)
+            self.delete(ids[first : first + _AT_A_TIME], live)
+            for first in range(0, len(ids), _AT_A_TIME)
         )
         return ended + sum(self._revoke(mark.id, keep) for mark in self._marks(owner))
+
+    def delete(self, ids: Sequence[str], conditions: dict[str, Any]) -> int:
+        """Delete those of `ids` that match the conditions still; return how many.
+
+        Where the connection breaks in the midst, that is how many are not there any more when the
+        command has been repeated.
+        """
+        among, tries = {"_id": {"$in": ids}}, 0
+        # What narrows most comes first: the embedded server searches by the first index it meets.
+        selected = among | conditions | among
+
+        def delete(sessions: _Sessions) -> int:
+            nonlocal tries
+            tries += 1
+            deleted = sessions.delete_many(selected).deleted_count
+            return deleted if tries == 1 else len(ids) - sessions.count_documents(among)
+
+        return self._attempt(delete)
 
     def purge(self) -> int:
         """Delete what has expired, for a server without a TTL monitor; return how many."""
@@ -395,29 +416,15 @@ class MongoStore:
         return Outcome.CREATED
 
     def _deleted(self, id: str) -> bool:
-        """Delete a live session; say whether it was there."""
-        live = self._live(_id=id)
-        return bool(self._counted(1, lambda sessions: sessions.delete_one(live)))
+        """Delete a live session; what a repeated command does not find, the first one deleted."""
+        live, tries = self._live(_id=id), 0
 
-    def _ended(self, ids: list[str]) -> int:
-        """Delete live sessions; return how many were there."""
-        live = self._live(_id={"$in": ids})
-        return self._counted(len(ids), lambda sessions: sessions.delete_many(live))
-
-    def _counted(self, there: int, delete: Callable[[_Sessions], DeleteResult]) -> int:
-        """Delete sessions; return how many, which is all that were `there` if it was repeated.
-
-        What a repeated command does not find, the first one deleted.
-        """
-        tries = 0
-
-        def attempt(sessions: _Sessions) -> int:
+        def delete(sessions: _Sessions) -> int:
             nonlocal tries
             tries += 1
-            return delete(sessions).deleted_count
+            return sessions.delete_one(live).deleted_count
 
-        deleted = self._attempt(attempt)
-        return deleted if tries == 1 else there
+        return bool(self._attempt(delete)) or tries > 1
 
     # Marks: what is left of sessions that were regenerated away.
 
@@ -650,6 +657,15 @@ def _info(record: Record, size: int) -> SessionInfo:
     )
 
 
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Turn what the driver raises into an error of ours."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise StoreError(explained(error)) from error
+
+
 def explained(error: PyMongoError) -> str:
     """Say what an operator can do; the driver's words follow as the cause."""
     code = error.code if isinstance(error, OperationFailure) else None
@@ -659,7 +675,7 @@ def explained(error: PyMongoError) -> str:
             "MongoDB refused the login; check mongodb_username, mongodb_password and "
             "mongodb_db_name, the database that knows them"
         )
-    if code == _NOT_ALLOWED:
+    if code == NOT_ALLOWED:
         return "MongoDB does not allow this user to do that; grant it readWrite on the database"
     if error.timeout:
         return "MongoDB did not answer in time; check that it runs and that mongodb_host is right"

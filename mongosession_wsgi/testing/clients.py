@@ -74,6 +74,11 @@ class _Jar(Protocol):
     def set(self, name: str, value: str) -> None: ...
 
 
+def _base_url(environ: dict[str, Any]) -> str:
+    scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "localhost")
+    return f"{scheme}://{host}/"
+
+
 class _OfWerkzeug:
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -93,9 +98,7 @@ class _OfWerkzeug:
 class _OfWebTest:
     def __init__(self, client: Any) -> None:
         self._client = client
-        environ = client.extra_environ
-        scheme = environ.get("wsgi.url_scheme", "http")
-        self.base_url = f"{scheme}://{environ.get('HTTP_HOST', 'localhost')}/"
+        self.base_url = _base_url(client.extra_environ)
 
     def get(self, name: str) -> str | None:
         value = self._client.cookies.get(name)
@@ -116,8 +119,7 @@ class _OfWebTest:
 class _OfEnviron:
     def __init__(self, environ: dict[str, Any]) -> None:
         self._environ = environ
-        scheme = environ.get("wsgi.url_scheme", "http")
-        self.base_url = f"{scheme}://{environ.get('HTTP_HOST', 'localhost')}/"
+        self.base_url = _base_url(environ)
 
     def get(self, name: str) -> str | None:
         morsel = self._cookies().get(name)

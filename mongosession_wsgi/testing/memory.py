@@ -84,10 +84,11 @@ class _Collection:
     def create_indexes(self, _: Iterable[Any]) -> None: ...
 
     def find(self, filter: Document, _: Any = None, *, sort: Any = (), **__: Any) -> _Found:
-        found = self._matching(filter)
-        for field, direction in reversed(sort):
-            found.sort(key=lambda document: document[field], reverse=direction < 0)
-        raw = (self.database.documents[document["_id"]] for document in found)
+        with self.database.lock:
+            found = self._matching(filter)
+            for field, direction in reversed(sort):
+                found.sort(key=lambda document: document[field], reverse=direction < 0)
+            raw = [self.database.documents[document["_id"]] for document in found]
         return _Found(bson.decode(one, self.codec_options) for one in raw)
 
     def insert_one(self, document: Any) -> None:

@@ -55,7 +55,7 @@ def _holds(value: Any, operator: str, operand: Any) -> bool:
             return type(value) is type(operand) and bool(value > operand)
         case "$lte":
             return type(value) is type(operand) and bool(value <= operand)
-    raise NotImplementedError(f"{operator}: the memory store does not know this operator")
+    raise _unknown(operator)
 
 
 def updated(document: Document, update: Document) -> Document:
@@ -71,10 +71,12 @@ def updated(document: Document, update: Document) -> Document:
                 case "$max":
                     holder[name] = max(holder.get(name, operand), operand)
                 case _:
-                    raise NotImplementedError(
-                        f"{operator}: the memory store does not know this operator"
-                    )
+                    raise _unknown(operator)
     return document
+
+
+def _unknown(operator: str) -> NotImplementedError:
+    return NotImplementedError(f"{operator}: the memory store does not know this operator")
 
 
 def _place(document: Document, path: str) -> tuple[Document, str]:
