@@ -617,8 +617,9 @@ def _found(sessions: _Sessions, id_: str) -> dict[str, Any] | None:
 
     A plain command, because the cursor that `find_one` makes for it costs a client an eighth of
     the time of a read. What it lacks of `find_one` is a second try, and `_attempt` gives that.
+    The server keeps no cursor: there is one such document at most, and it is in the first batch.
     """
-    find = {"find": sessions.name, "filter": {"_id": id_}, "limit": 1, "singleBatch": True}
+    find: dict[str, Any] = {"find": sessions.name, "filter": {"_id": id_}}
     if sessions.read_concern.level is not None:
         find["readConcern"] = sessions.read_concern.document
     reply = sessions.database.command(find, codec_options=sessions.codec_options)
