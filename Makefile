@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-BENCH := $(VENV)/bench
+BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
@@ -41,11 +41,11 @@ dist: $(INSTALLED)  ## build the sdist and the wheel
 	rm -rf dist
 	$(BIN)/python -m build
 
-bench: $(BENCH)  ## measure what a session costs, beside other session stores (FULL=1: a million sessions)
-	@$(BIN)/python -m tests.bench $(if $(FULL),--full)
+bench: $(BENCH)/installed  ## measure what a session costs, beside other session stores (QUICK=1: only the floor, FULL=1: a million sessions)
+	@$(BENCH)/bin/python -m tests.bench $(if $(QUICK),--quick) $(if $(FULL),--full)
 
-bench-report: $(BENCH)  ## measure, and write docs/benchmarks.md and its picture
-	@$(BIN)/python -m tests.bench --report $(if $(FULL),--full)
+bench-report: $(BENCH)/installed  ## measure, and write docs/benchmarks.md and its pictures
+	@$(BENCH)/bin/python -m tests.bench --report $(if $(FULL),--full)
 
 operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=200000)
 	@$(BIN)/python -m tests.operations --sessions $(or $(SESSIONS),200000)
@@ -63,11 +63,12 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(OLDEST) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo build dist *.egg-info .coverage .hypothesis .*_cache
 
-$(BENCH): $(INSTALLED)
-	@echo "Installing the other session stores, once ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+$(BENCH)/installed: setup.cfg setup.py
+	@echo "Installing the other session stores into $(BENCH), once ..."
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 $(OLDEST)/installed: setup.cfg setup.py tests/oldest.txt

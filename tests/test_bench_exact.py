@@ -7,8 +7,9 @@ become more expensive fails here. One that has become cheaper is to lower its bo
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,35 +19,31 @@ import pytest
 from pymongo.monitoring import CommandStartedEvent
 
 import mongosession_wsgi
-from mongosession_wsgi import MongoStore, SessionMiddleware
 
-from .bench.__main__ import RESULTS
-from .bench.child import Visitor
-from .bench.contenders import CONTENTS, KINDS, PROCESSES, fill, plain, touch
-from .bench.measure import Process
-from .bench.report import ROOT, page_of, picture_of, readme_of
+from .bench.contenders import LARGE, ROWS, SMALL, Floor, Row, ours
+from .bench.contest import TOGETHER, runs
+from .bench.measure import AT_A_TIME, UNTOUCHED_AT_A_TIME, in_turns, started
+from .bench.report import RESULTS, ROOT, files_of, readme_of
+from .bench.visitor import Visitor
 from .commands import RECORDER
 
 PACKAGE = str(Path(mongosession_wsgi.__file__).parent)
 
 
-def use(kind: str, environ: dict[str, Any]) -> None:
-    session = environ["mongosession"]
-    match kind:
-        case "fill":
-            fill(session, environ)
-        case "login":
-            session.login("alice")
-        case "logout":
-            session.destroy()
-        case _:
-            touch(kind, session)
+def visitor_of(app: Callable[..., Any], kind: str) -> Visitor:
+    """Return a visitor whose application has connected and made its indexes."""
+    visitor = Visitor(app, Row(kind, LARGE))
+    for _ in range(2):
+        visitor.prepare()
+        visitor.visit()
+    visitor.prepare()
+    return visitor
 
 
 @pytest.fixture
-def visitor(settings: dict[str, Any], store: MongoStore) -> Visitor:
-    app = SessionMiddleware(plain(use), settings | {"session_secure": True}, store=store)
-    return Visitor(app, CONTENTS["50 keys"])
+def visit(mongodb_uri: str, database: str) -> Callable[[str], Visitor]:
+    app = ours(mongodb_uri, database)
+    return lambda kind: visitor_of(app, kind)
 
 
 def calls_of(act: Callable[[], object]) -> int:
@@ -70,66 +67,96 @@ def calls_of(act: Callable[[], object]) -> int:
 
 CALLS = {
     "untouched": 13,
-    "read": 43,
-    "set": 33,
-    "read+set": 58,
-    "first visit": 48,
-    "login": 186,
-    "logout": 36,
-    "nested": 176,
+    "first visit": 43,
+    "read": 41,
+    "set": 34,
+    "read and set": 57,
+    "nested change": 131,
+    "log in": 162,
+    "log out": 37,
 }
 
 
 @pytest.mark.parametrize(("kind", "most"), CALLS.items())
 def test_a_request_calls_no_more_functions_than_it_did(
-    visitor: Visitor, kind: str, most: int
+    visit: Callable[[str], Visitor], kind: str, most: int
 ) -> None:
-    visitor.prepare(kind)
-    assert calls_of(lambda: visitor.request(kind)) <= most
+    assert calls_of(visit(kind).visit) <= most
 
 
 BYTES = {
+    "untouched": 0,
+    "first visit": 278,
     "read": 130,
-    "set": 366,
-    "read+set": 466,
-    "first visit": 264,
-    "login": 6492,
-    "logout": 352,
-    "nested": 633,
+    "set": 380,
+    "read and set": 480,
+    "nested change": 563,
+    "log in": 6409,
+    "log out": 352,
 }
 
 
 @pytest.mark.parametrize(("kind", "size"), BYTES.items())
-def test_a_request_sends_no_more_bytes_than_it_did(visitor: Visitor, kind: str, size: int) -> None:
-    visitor.prepare(kind)
+def test_a_request_sends_no_more_bytes_than_it_did(
+    visit: Callable[[str], Visitor], kind: str, size: int
+) -> None:
+    assert sum(map(own_size_of, commands_of(visit(kind)))) <= size
+
+
+def commands_of(visitor: Visitor) -> list[CommandStartedEvent]:
     with RECORDER.request() as commands:
-        visitor.request(kind)
-    assert sum(own_size_of(event) for event in commands) <= size
+        visitor.visit()
+    return commands
 
 
 def own_size_of(event: CommandStartedEvent) -> int:
     """Return the bytes of a command without what the driver adds for its sessions and clocks."""
-    added = ("lsid", "txnNumber")
-    own = {k: v for k, v in event.command.items() if k not in added and not k.startswith("$")}
-    return len(bson.encode(own))
+    return len(bson.encode(without(["lsid", "txnNumber"], event)))
 
 
-def test_the_instrument_measures(mongodb_uri: str, database: str) -> None:
-    process = Process(mongodb_uri, database, PROCESSES[0])
-    try:
-        for name in PROCESSES[0]:
-            for kind in KINDS:
-                assert len(process.ask("run", name, kind, [3, 5], 2)) == 2
-        wire = process.ask("count", "ours", "read+set", [3, 5])
+def without(names: Sequence[str], event: CommandStartedEvent) -> dict[str, Any]:
+    return {k: v for k, v in event.command.items() if k not in names and not k.startswith("$")}
+
+
+@pytest.mark.parametrize("kind", ["read", "read and set", "nested change"])
+def test_the_floor_asks_mongodb_what_we_ask_it(mongodb_uri: str, database: str, kind: str) -> None:
+    floor = Floor(mongodb_uri, database)
+    with floor.client:
+        asked = [
+            [form_of(event) for event in commands_of(visitor_of(app, kind))]
+            for app in (ours(mongodb_uri, database), floor)
+        ]
+    assert asked[0] == asked[1]
+
+
+def form_of(event: CommandStartedEvent) -> str:
+    """Return a command without what `find_one` adds, and what differs from request to request."""
+    command = without(["lsid", "txnNumber", "limit", "singleBatch"], event)
+    text = str(bson.decode(bson.encode(command)))
+    text = re.sub(r"datetime\.datetime\([^)]*\)", "(moment)", text)
+    text = re.sub(r"'[\w-]{43}'", "(id)", text)
+    return re.sub(r"value \d+|'maxTimeMS': \d+", "(some)", text)
+
+
+def test_the_instrument_measures(mongodb_uri: str) -> None:
+    row = Row("read and set", SMALL)
+    with started(mongodb_uri, [TOGETHER], counts=True) as processes:
+        assert tuple(processes) == TOGETHER
+        for one in ROWS:
+            names = [name for name in TOGETHER if runs(name, one)]
+            spent = in_turns(processes, names, one, turns=1)
+            number = UNTOUCHED_AT_A_TIME if one.kind == "untouched" else AT_A_TIME
+            assert {name: len(of) for name, of in spent.items()} == dict.fromkeys(names, number)
+        wire = processes["ours"].ask("count", "ours", row)
         assert wire["commands"] == ["find", "update"]
-        assert wire["sent"] > wire["received"] / 10 > 0
-        assert process.ask("threads", "ours", [3, 5], 4, 8) > 0
-    finally:
-        process.end()
+        assert wire["sent"] > 500
+        assert wire["received"] > 500
+        assert processes["ours"].ask("threads", "ours", row, 4, 2)["rate"] > 0
+        assert processes["ours"].ask("memory") > 10_000
 
 
 def test_the_report_is_that_of_the_figures() -> None:
     figures = json.loads(RESULTS.read_text())
-    assert (ROOT / "docs/benchmarks.md").read_text() == page_of(figures)
-    assert (ROOT / "docs/pictures/bench-cpu.svg").read_text() == picture_of(figures)
+    for file, text in files_of(figures).items():
+        assert file.read_text() == text
     assert readme_of(figures) in (ROOT / "README.md").read_text()

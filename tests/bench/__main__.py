@@ -11,57 +11,99 @@ import json
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mongosession_wsgi.embedded import EmbeddedServer
 
 from . import report
-from .measure import measure
+from .contenders import ROWS
+from .contest import PROCESSES, TOGETHER
+from .growth import by_sessions
+from .measure import Figures, by_keys, counted, setting_of, started, threaded, timed
 
-RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks.json"
+SIZES = (10_000, 100_000, 1_000_000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench")
-    parser.add_argument("--rounds", type=int, default=4, help="of 100 requests each (4)")
+    parser.add_argument("--quick", action="store_true", help="only this package and the floor")
+    parser.add_argument("--rounds", type=int, default=6, help="of 32 requests a cell (6)")
     parser.add_argument("--full", action="store_true", help="up to a million sessions stored")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md")
-    parser.add_argument("--again", action="store_true", help="the report, of the last figures")
+    parser.add_argument("--again", action="store_true", help="the same, of the last figures")
     asked = parser.parse_args()
     if asked.again:
-        figures = json.loads(RESULTS.read_text())
+        figures: Figures = json.loads(report.RESULTS.read_text())
     else:
-        figures = figures_of(asked.rounds, full=asked.full)
-    if asked.json:
-        print(json.dumps(figures, indent=1))
-    else:
-        print(report.as_text(figures))
+        figures = measured(asked)
+    print(report.quick_text(figures) if asked.quick else report.as_text(figures))
     if asked.report or asked.again:
-        RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
         report.write(figures)
 
 
-def figures_of(rounds: int, *, full: bool) -> dict[str, Any]:
-    sessions = (10_000, 100_000, 1_000_000) if full else (10_000, 100_000)
-    with ExitStack() as stack:
-        uri = os.environ.get("MONGODB_URI")
-        if not uri:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            uri = stack.enter_context(EmbeddedServer(Path(folder))).uri
-        figures = measure(uri, rounds, sessions, tell)
-    figures["setting"]["embedded"] = "MONGODB_URI" not in os.environ
-    return figures
+def measured(asked: argparse.Namespace) -> Figures:
+    rounds: int = asked.rounds
+    with server() as (uri, embedded):
+        figures: dict[str, Any] = {
+            "setting": setting_of(uri) | {"embedded": embedded, "rounds": rounds}
+        }
+        if asked.quick:
+            rows = [row for row in ROWS if row.kind in ("untouched", "read", "set", "read and set")]
+            with started(uri, [TOGETHER]) as processes:
+                figures["time"] = timed(processes, rows, rounds, tell)
+        else:
+            figures |= counted(uri, tell)
+            with started(uri, PROCESSES) as processes:
+                figures["time"] = timed(processes, ROWS, rounds, tell)
+                figures["cpu by keys"] = by_keys(processes, rounds, tell)
+                figures["threads"] = threaded(processes, max(2, rounds // 4), tell)
+            sizes = SIZES if asked.full else SIZES[:2]
+            figures["sessions"] = by_sessions(uri, sizes, rounds, tell)
+    as_read: Figures = json.loads(json.dumps(figures))
+    return as_read
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, bool]]:
+    """Yield the URI of the server, and whether it is embedded: unless `MONGODB_URI` names one.
+
+    The clients have a core of their own, where Linux gives them one: a client that shares one with
+    the server finds its caches full of the server's work, and that is measured as the client's.
+    """
+    core, *others = cores()
+    uri = os.environ.get("MONGODB_URI")
+    if uri:
+        run_on([core])
+        yield uri, False
+        return
+    run_on(others or [core])
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServer(Path(folder)) as embedded:
+        run_on([core])
+        yield embedded.uri, True
+
+
+def cores() -> list[int]:
+    """Return the processor's cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else [0]
+
+
+def run_on(cores: Sequence[int]) -> None:
+    """Have the processes that are started from now on run on these cores, and on no other."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, cores)
 
 
 def tell(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what} ...", end="", file=sys.stderr, flush=True)
-    else:
-        print(what, file=sys.stderr)
+    """Say what is being done, on one line if somebody watches."""
+    begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
+    print(f"{begin}{what} ...", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nbench: interrupted; nothing was written")

@@ -7,37 +7,56 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from secrets import token_hex, token_urlsafe
+from secrets import token_hex
 from statistics import median, quantiles
 from typing import Any
 
 from pymongo import MongoClient
 
-from mongosession_wsgi.document import id_of
-
-from .contenders import CONTENTS, KINDS, PROCESSES
+from .contenders import ROWS, SMALL, Contents, Row
+from .contest import CONTENDERS, runs
 
 ROOT = Path(__file__).parents[2]
-AT_A_TIME = 100
 KEYS = (1, 10, 100, 1000)
 THREADS = (1, 4, 16, 64)
-PACKAGES = ("pymongo", "Werkzeug", "Beaker", "Flask", "Flask-Session", "Django")
+TURNS = 2
+"""How often each contender has its turn in a round."""
+AT_A_TIME = 16
+"""The requests of one turn; of untouched ones, which take next to no time, there are more."""
+UNTOUCHED_AT_A_TIME = 100
+GROWING = ("floor", "ours", "Beaker, tuned", "Flask-Session, tuned", "Django")
+PACKAGES = (
+    "pymongo",
+    "Werkzeug",
+    "Beaker",
+    "Flask",
+    "Flask-Session",
+    "Django",
+    "django-mongodb-backend",
+)
 
 Tell = Callable[[str], None]
+Figures = dict[str, Any]
 
 
 class Process:
-    """A child process, asked one thing at a time; the others wait meanwhile."""
+    """A child process, asked one thing at a time; all others wait meanwhile."""
 
-    def __init__(self, uri: str, database: str, names: tuple[str, ...]) -> None:
-        command = [sys.executable, "-m", "tests.bench.child", uri, database, *names]
+    def __init__(self, uri: str, database: str, names: Sequence[str], *, counts: bool) -> None:
+        self.database = database
+        """Its contenders use those that are named so, with `_` and their number after it."""
+        command = [sys.executable, "-m", "tests.bench.child", *(["--count"] if counts else [])]
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [*command, uri, database, *names],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
 
     def ask(self, *order: Any) -> Any:
@@ -51,155 +70,156 @@ class Process:
         return json.loads(answer)
 
     def end(self) -> None:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.close()
-        self._child.wait()
-        self._child.stdout.close()
+        self._child.communicate()
 
 
 @contextmanager
-def processes(uri: str) -> Iterator[dict[str, Process]]:
-    """Start the contenders on databases of their own, which are dropped in the end."""
-    prefix = f"bench_{token_hex(3)}"
-    with ExitStack() as stack:
-        started: dict[str, Process] = {}
-        for number, names in enumerate(PROCESSES):
-            process = Process(uri, f"{prefix}_{number}", names)
-            stack.callback(process.end)
-            started |= dict.fromkeys(names, process)
-        started["prefix"] = prefix  # type: ignore[assignment]
-        yield started
-    with MongoClient[Any](uri) as client:
-        for name in client.list_database_names():
-            if name.startswith(prefix):
-                client.drop_database(name)
+def started(
+    uri: str, groups: Sequence[Sequence[str]], *, counts: bool = False
+) -> Iterator[dict[str, Process]]:
+    """Start processes on databases of their own, which are dropped in the end.
+
+    What comes is the process of each contender that is installed.
+    """
+    prefix, processes = f"bench_{token_hex(3)}", []
+    by_name: dict[str, Process] = {}
+    try:
+        for number, names in enumerate(groups):
+            process = Process(uri, f"{prefix}_{number}", names, counts=counts)
+            processes.append(process)
+        for process in processes:
+            by_name |= dict.fromkeys(process.ask("names"), process)
+        yield by_name
+    finally:
+        for process in processes:
+            process.end()
+        with MongoClient[Any](uri) as client:
+            for name in client.list_database_names():
+                if name.startswith(prefix):
+                    client.drop_database(name)
 
 
-def measure(uri: str, rounds: int, sessions: tuple[int, ...], tell: Tell) -> dict[str, Any]:
-    """Return all figures of one run."""
-    with processes(uri) as contenders:
-        prefix: Any = contenders.pop("prefix")
-        figures = {
-            "setting": setting_of(uri) | {"rounds": rounds, "requests": rounds * AT_A_TIME},
-            "wire": counted(contenders, tell),
-            "time": timed(contenders, rounds, tell),
-            "threads": threaded(contenders, tell),
-            "keys": by_keys(contenders, rounds, tell),
-            "sessions": by_sessions(uri, f"{prefix}_0_0", contenders["ours"], sessions, tell),
-        }
-        figures["memory"] = {
-            ", ".join(names): contenders[names[0]].ask("memory") for names in PROCESSES
-        }
-    return figures
-
-
-def setting_of(uri: str) -> dict[str, Any]:
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
+def setting_of(uri: str) -> Figures:
+    """Return the machine, the versions and the server."""
     with MongoClient[Any](uri) as client:
         server = client.admin.command("buildInfo")
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": _machine(),
         "python": platform.python_version(),
-        "server": name_of(server),
-        "versions": {package: installed(package) for package in PACKAGES},
+        "server": _name_of(server),
+        "versions": {package: _installed(package) for package in PACKAGES},
     }
 
 
-def name_of(server: Any) -> str:
+def timed(processes: dict[str, Process], rows: list[Row], rounds: int, tell: Tell) -> Figures:
+    """Return, by row and contender, the microseconds of a request in each round."""
+    found: Figures = {row.label: {} for row in rows}
+    for number in range(rounds + 1):
+        tell(f"time: round {number} of {rounds}")
+        for row in rows:
+            names = [name for name in processes if runs(name, row)]
+            turns = TURNS if number else 1
+            for name, spent in in_turns(processes, names, row, turns).items():
+                if number:  # The first round only warms up.
+                    cell = found[row.label].setdefault(name, {"cpu": [], "wall": []})
+                    cell["cpu"].append(round(median(cpu for cpu, _ in spent), 2))
+                    cell["wall"].append(round(median(wall for _, wall in spent), 2))
+    return found
+
+
+def in_turns(
+    processes: dict[str, Process], names: list[str], row: Row, turns: int = TURNS
+) -> dict[str, list[list[float]]]:
+    """Return what the requests of each took that were answered in turn."""
+    number = UNTOUCHED_AT_A_TIME if row.kind == "untouched" else AT_A_TIME
+    spent: dict[str, list[list[float]]] = {name: [] for name in names}
+    for turn in range(turns):
+        for name in names if turn % 2 else reversed(names):
+            spent[name] += processes[name].ask("run", name, row, number)
+    return spent
+
+
+def counted(uri: str, tell: Tell) -> Figures:
+    """Return the commands and the bytes of each row, those of growing sessions, and the memory."""
+    found: Figures = {"wire": {row.label: {} for row in ROWS}, "wire by keys": {}, "memory": {}}
+    for name in CONTENDERS:
+        tell(f"commands, bytes, memory: {name}")
+        with started(uri, [(name,)], counts=True) as processes:
+            for process in processes.values():
+                for row in ROWS:
+                    if runs(name, row):
+                        found["wire"][row.label][name] = process.ask("count", name, row)
+                if name in GROWING:
+                    found["wire by keys"][name] = {
+                        keys: process.ask("count", name, _row_of(keys)) for keys in KEYS
+                    }
+                found["memory"][name] = process.ask("memory")
+    return found
+
+
+def by_keys(processes: dict[str, Process], rounds: int, tell: Tell) -> Figures:
+    """Return the microseconds of a request that sets one key, by the keys of its session."""
+    names = [name for name in GROWING if name in processes]
+    found: Figures = {name: {keys: [] for keys in KEYS} for name in names}
+    for number in range(rounds + 1):
+        tell(f"keys in a session: round {number} of {rounds}")
+        for keys in KEYS:
+            turns = TURNS if number else 1
+            for name, spent in in_turns(processes, names, _row_of(keys), turns).items():
+                if number:
+                    found[name][keys].append(round(median(cpu for cpu, _ in spent), 2))
+    return found
+
+
+def threaded(processes: dict[str, Process], rounds: int, tell: Tell) -> Figures:
+    """Return the requests a second of one process, and their CPU, by threads."""
+    row = Row("read and set", SMALL)
+    found: Figures = {}
+    for number in range(rounds):
+        for name, process in processes.items():
+            if not runs(name, row):
+                continue
+            tell(f"threads: round {number + 1} of {rounds}, {name}")
+            for threads in THREADS if name in ("floor", "ours") else (16,):
+                spent = process.ask("threads", name, row, threads, max(2, 64 // threads))
+                cell = found.setdefault(name, {}).setdefault(threads, {"rate": [], "cpu": []})
+                cell["rate"].append(round(spent["rate"], 1))
+                cell["cpu"].append(round(spent["cpu"], 2))
+    return found
+
+
+def middle(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of some rounds, and the quartiles below and above it."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, high = quantiles(values, method="inclusive")
+    return median(values), low, high
+
+
+def _name_of(server: Figures) -> str:
     if "secantusVersion" not in server:
         return f"MongoDB {server['version']}"
     compiler = server.get("buildEnvironment", {}).get("cc")
     return f"SecantusDB {server['secantusVersion']}" + (f", {compiler}" if compiler else "")
 
 
-def counted(contenders: dict[str, Process], tell: Tell) -> dict[str, Any]:
-    wire: dict[str, Any] = {}
-    for label, contents in CONTENTS.items():
-        for kind in KINDS:
-            tell(f"commands and bytes: {kind}, {label}")
-            wire[f"{kind}, {label}"] = {
-                name: process.ask("count", name, kind, contents)
-                for name, process in contenders.items()
-            }
-    return wire
+def _row_of(keys: int) -> Row:
+    return Row("set", Contents(keys, SMALL.size))
 
 
-def timed(contenders: dict[str, Process], rounds: int, tell: Tell) -> dict[str, Any]:
-    """Return the microseconds of a request, of this process's CPU and of the clock."""
-    spent: dict[str, dict[str, list[list[float]]]] = {}
-    for number in range(rounds + 1):
-        tell(f"time: round {number} of {rounds}")
-        for label, contents in CONTENTS.items():
-            for kind in KINDS:
-                row = spent.setdefault(f"{kind}, {label}", {})
-                for name, process in contenders.items():
-                    found = process.ask("run", name, kind, contents, AT_A_TIME)
-                    if number:  # The first round only warms up.
-                        row.setdefault(name, []).extend(found)
-    return {row: {name: summed_up(of) for name, of in by.items()} for row, by in spent.items()}
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
-def summed_up(spent: list[list[float]]) -> dict[str, float]:
-    cpu = [one[0] * 1e6 for one in spent]
-    low, _, high = quantiles(cpu)
-    wall = median(one[1] * 1e6 for one in spent)
-    return {"cpu": median(cpu), "low": low, "high": high, "wall": wall}
-
-
-def threaded(contenders: dict[str, Process], tell: Tell) -> dict[str, Any]:
-    """Return the requests a second that threads of one process answer, which read and set."""
-    rates: dict[str, Any] = {}
-    for name, process in contenders.items():
-        if name not in ("bare", "Flask alone"):
-            tell(f"threads: {name}")
-            numbers = THREADS if name in ("ours", "floor") else (16,)
-            contents = CONTENTS["3 keys"]
-            rates[name] = {n: process.ask("threads", name, contents, n, 640) for n in numbers}
-    return rates
-
-
-def by_keys(contenders: dict[str, Process], rounds: int, tell: Tell) -> dict[str, Any]:
-    """Return the CPU time of requests that read and set one key, by the keys of the session."""
-    spent: dict[str, dict[int, list[list[float]]]] = {}
-    for number in range(max(2, rounds // 3)):
-        tell(f"keys per session: round {number + 1}")
-        for keys in KEYS:
-            for name in ("ours", "floor", "Beaker, tuned", "Flask-Session, tuned"):
-                kind = "read+set" if keys > 1 else "set"
-                found = contenders[name].ask("run", name, kind, (keys, 20), 10)
-                spent.setdefault(name, {}).setdefault(keys, []).extend(found)
-    return {n: {keys: summed_up(of)["cpu"] for keys, of in by.items()} for n, by in spent.items()}
-
-
-def by_sessions(
-    uri: str, database: str, ours: Process, sizes: tuple[int, ...], tell: Tell
-) -> dict[str, Any]:
-    """Return the time of requests that read, and that set, by the sessions in the collection."""
-    found: dict[str, Any] = {}
-    with MongoClient[Any](uri) as client:
-        collection = client[database]["sessions"]
-        for size in sizes:
-            while (there := collection.estimated_document_count()) < size:
-                tell(f"sessions in the collection: {there:,} of {size:,}")
-                collection.insert_many(
-                    [a_session() for _ in range(min(5000, size - there))], ordered=False
-                )
-            row = {}
-            for kind in ("read", "set"):
-                row[kind] = summed_up(ours.ask("run", "ours", kind, CONTENTS["3 keys"], 100))
-            found[str(size)] = row
-    return found
-
-
-def a_session() -> dict[str, Any]:
-    now = datetime.now(timezone.utc)
-    moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}
-    data = {"theme": "dark", "cart": [1, 2, 3]}
-    return {"_id": id_of(token_urlsafe(32)), "v": 1, "data": data, "owner": None} | moments
+def _machine() -> str:
+    cpus = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    processor = cpus[0] if cpus else platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, {platform.system()}"

@@ -1,115 +1,149 @@
-"""What the figures say: as a table on a terminal, as a page of the site, and as a picture."""
+"""What the figures say: as a table on a terminal, as a page of the site, and in the README."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from textwrap import fill
+from typing import NamedTuple
 
-from .contenders import CONTENTS, KINDS, PEERS
+from . import pictures
+from .contest import CONTENDERS, RIVALS, TOGETHER
+from .measure import Figures, middle
 
 ROOT = Path(__file__).parents[2]
-PAGE = Path(__file__).with_name("page.md")
-SHOWN = ("floor", "ours", *PEERS, "Django, our engine")
-DRAWN = ("ours", "Beaker, tuned", "Flask-Session, tuned", "Django")
-KINDS_DRAWN = ("read", "set", "read+set", "login")
+RESULTS = ROOT / "docs/benchmarks.json"
+IN_COLUMNS = [name for name in CONTENDERS if name not in ("bare", "ours, auto")]
+FRAMEWORKS = ("Flask alone", "Django alone")
 
-Figures = dict[str, Any]
+Rows = list[list[str]]
 
 
 class Bar(NamedTuple):
-    """A figure that is to be at most so much."""
+    """A figure of one run that is to be at most so much; None where that is not asked."""
 
     what: str
-    found: float
-    most: float
-    unit: str = ""
+    found: tuple[float, float, float]
+    most: float | None
 
     @property
     def verdict(self) -> str:
-        return "holds" if self.found <= self.most else "does not hold"
+        if self.most is None:
+            return "for comparison"
+        return "holds" if self.found[0] <= self.most else "does not hold"
 
 
 def bars_of(figures: Figures) -> Iterator[Bar]:
-    for label in CONTENTS:
+    """Yield the ratios to the floor, round by round, so that a slow moment counts for both."""
+    time = figures["time"]
 
-        def cpu(kind: str, name: str, label: str = label) -> float:
-            return float(figures["time"][f"{kind}, {label}"][name]["cpu"])
+    def ratio(kind: str, keys: int, floors: str, who: str = "ours") -> tuple[float, float, float]:
+        mine, its = (time[f"{one}, {keys} keys"] for one in (kind, floors))
+        pairs = zip(mine[who]["cpu"], its["floor"]["cpu"], strict=True)
+        return middle([one / floor for one, floor in pairs])
 
-        both = cpu("read+set", "floor")
-        yield Bar(f"a read, {label}", cpu("read", "ours") / cpu("read", "floor"), 1.15)
-        yield Bar(f"only a write, {label}", cpu("set", "ours") / both, 0.6)
-        yield Bar(f"read and set, {label}", cpu("read+set", "ours") / both, 1.15)
-        added = cpu("untouched", "ours") - cpu("untouched", "bare")
-        yield Bar(f"untouched, {label}", added, 4, " µs")
+    for keys in (3, 50):
+        both = ratio("read and set", keys, "read and set")
+        yield Bar(f"read, {keys} keys", ratio("read", keys, "read"), 1.15)
+        yield Bar(f"read and set, {keys} keys", both, 1.15)
+        yield Bar(f"only set, {keys} keys", ratio("set", keys, "read and set"), 0.6)
+        alone = ratio("set", keys, "read and set", "floor")
+        yield Bar(f"only set by the floor, {keys} keys", alone, None)
+    rounds = zip(
+        *(time["untouched"][name]["cpu"] for name in ("ours", "bare")),
+        time["read, 3 keys"]["floor"]["cpu"],
+        strict=True,
+    )
+    added = middle([(ours - alone) / floor for ours, alone, floor in rounds])
+    yield Bar("untouched, beyond the bare application", added, 4 / 160)
 
 
-def losses_of(figures: Figures) -> Iterator[str]:
-    """Yield where a peer costs less than this package does."""
-    for row in figures["time"]:
-        for name in PEERS:
-            ours, peer = (figures["time"][row][who]["cpu"] for who in ("ours", name))
-            if peer < ours:
-                yield f"{row}: {name} takes {peer:.1f} µs of CPU, this {ours:.1f}"
-            mine, theirs = (figures["wire"][row][who] for who in ("ours", name))
-            if len(theirs["commands"]) < len(mine["commands"]):
-                yield f"{row}: {name} sends {len(theirs['commands'])} commands"
-            if _bytes(theirs) < _bytes(mine):
-                yield f"{row}: {name} moves {_bytes(theirs):,} bytes, this {_bytes(mine):,}"
+def added(figures: Figures, row: str, name: str) -> tuple[float, float, float]:
+    """Return the CPU of a request beyond that of the same application without a session."""
+    time = figures["time"]
+    alone = time["untouched"][CONTENDERS[name].alone]["cpu"]
+    return middle([one - of for one, of in zip(time[row][name]["cpu"], alone, strict=True)])
+
+
+def quick_text(figures: Figures) -> str:
+    return "\n\n".join(
+        (_setting(figures), aligned(_total_rows(figures, TOGETHER)), aligned(_bar_rows(figures)))
+    )
 
 
 def as_text(figures: Figures) -> str:
-    setting = figures["setting"]
-    machine = f"{setting['date']}, {setting['machine']}, Python {setting['python']}"
-    lines = [
-        f"{machine}, server {_server(setting)}, {setting['requests']} requests a cell",
-        "",
-        "CPU of the client, in microseconds: the median of the requests",
-    ]
-    lines += _aligned(_cpu_rows(figures))
-    lines += ["", "MongoDB commands, and bytes sent and received"]
-    lines += _aligned(_wire_rows(figures))
-    lines += ["", "Bars, as ratios to the floor"]
-    lines += _aligned(_bar_rows(figures))
-    lines += ["", "Where a peer costs less:", *(list(losses_of(figures)) or ["nowhere"])]
-    return "\n".join(lines)
+    tables = {
+        "CPU of the client, in microseconds, beyond the same application without a session": (
+            _added_rows(figures)
+        ),
+        "Wall time, in microseconds": _wall_rows(figures),
+        "MongoDB commands: bytes sent + received": _wire_rows(figures),
+        "Requests a second (CPU in microseconds) by threads, read and set": _thread_rows(figures),
+        "Keys in a session: CPU in microseconds, and bytes, to set one of them": _key_rows(figures),
+        "Sessions in the collection: microseconds": _session_rows(figures),
+        "Memory of a process, at most": _memory_rows(figures),
+        "Bars": _bar_rows(figures),
+        "Where another package costs less in the same framework": _loss_rows(figures),
+    }
+    texts = [f"{title}\n{aligned(rows)}" for title, rows in tables.items()]
+    return "\n\n".join((_setting(figures), *texts))
 
 
 def write(figures: Figures) -> None:
-    """Write the page, its picture, and the lines of the README."""
-    (ROOT / "docs/pictures/bench-cpu.svg").write_text(picture_of(figures))
-    (ROOT / "docs/benchmarks.md").write_text(page_of(figures))
+    """Write the page, its pictures, the figures themselves, and the lines of the README."""
+    text = json.dumps(figures, indent=1)
+    RESULTS.write_text(re.sub(r"\s+(?=[^\[\]{}]*\])", " ", text) + "\n")
+    for file, text in files_of(figures).items():
+        file.write_text(text)
     readme = ROOT / "README.md"
     lines = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
-    text = re.sub(r"<!-- bench -->.*<!-- /bench -->", lines, readme.read_text(), flags=re.DOTALL)
+    text = re.sub("<!-- bench -->.*<!-- /bench -->", lines, readme.read_text(), flags=re.DOTALL)
     readme.write_text(text)
 
 
+def files_of(figures: Figures) -> dict[Path, str]:
+    """Return what is to be in the page and in its pictures."""
+    files = {ROOT / f"docs/pictures/{name}.svg": of for name, of in pictures.of(figures, added)}
+    return files | {ROOT / "docs/benchmarks.md": _page_of(figures)}
+
+
 def readme_of(figures: Figures) -> str:
+    """Return what the README's first screen says."""
     return (
-        "![The client's CPU time of a request, here and in other session stores]"
+        "![What a session adds to the CPU time of a request, here and in other session stores]"
         "(docs/pictures/bench-cpu.svg)\n\n"
+        f"{_table(_readme_rows(figures))}\n\n"
         f"Measured side by side on {figures['setting']['date']} by `make bench`; all figures, and\n"
         "where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
     )
 
 
-def page_of(figures: Figures) -> str:
-    setting = figures["setting"]
-    versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items())
-    losses = "\n".join(f"- {loss}" for loss in losses_of(figures)) or "- Nowhere."
-    return Template(PAGE.read_text()).substitute(
-        date=setting["date"],
-        machine=setting["machine"],
-        python=setting["python"],
-        server=_server(setting),
-        versions=versions,
-        requests=setting["requests"],
+def _readme_rows(figures: Figures) -> Rows:
+    kinds, large = ("read", "set", "read and set"), "set, 50 keys"
+    rows = [["Commands, and µs of CPU", *kinds, "bytes to set one of 50 keys"]]
+
+    def cell(row: str, name: str) -> str:
+        number = len(figures["wire"][row][name]["commands"])
+        return f"{number}, {added(figures, row, name)[0]:.0f} µs"
+
+    for name, shown in pictures.DRAWN.items():
+        cells = (cell(f"{kind}, 3 keys", name) for kind in kinds)
+        rows.append([shown, *cells, f"{_bytes(figures, large, name):,}"])
+    return rows
+
+
+def _page_of(figures: Figures) -> str:
+    template = Template(Path(__file__).with_name("page.md").read_text())
+    return template.substitute(
+        setting=fill(_setting(figures), 115),
         bars=_table(_bar_rows(figures)),
-        losses=losses,
-        cpu=_table(_cpu_rows(figures)),
+        losses=_table(_loss_rows(figures)),
+        added=_table(_added_rows(figures)),
+        total=_table(_total_rows(figures, ("bare", "ours, auto", *IN_COLUMNS))),
+        wall=_table(_wall_rows(figures)),
         wire=_table(_wire_rows(figures)),
         threads=_table(_thread_rows(figures)),
         keys=_table(_key_rows(figures)),
@@ -118,137 +152,159 @@ def page_of(figures: Figures) -> str:
     )
 
 
-def _server(setting: Figures) -> str:
+def _setting(figures: Figures) -> str:
+    setting = figures["setting"]
     kind = "the embedded one, which is slow" if setting["embedded"] else "the one of MONGODB_URI"
-    if setting["server"].startswith("MongoDB"):
-        return f"{setting['server']} ({kind})"
-    speaks = "which speaks MongoDB's protocol on MongoDB's storage engine and is not MongoDB"
-    return f"{setting['server']} ({kind}), {speaks}"
+    versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items())
+    server = f"{setting['server']} ({kind})"
+    if not server.startswith("MongoDB"):
+        server += ", which speaks MongoDB's protocol and is not MongoDB"
+    return (
+        f"{setting['date']}, {setting['rounds']} rounds; {setting['machine']}; "
+        f"Python {setting['python']}; {versions}; server {server}."
+    )
 
 
-def _bytes(wire: Figures) -> int:
-    return int(wire["sent"] + wire["received"])
+def _bytes(figures: Figures, row: str, name: str) -> int:
+    cell = figures["wire"][row][name]
+    return int(cell["sent"] + cell["received"])
 
 
-def _bar_rows(figures: Figures) -> list[list[str]]:
-    rows = [["CPU", "found", "at most", ""]]
+def _spread(found: tuple[float, float, float]) -> str:
+    median, low, high = found
+    return (
+        f"{median:.1f} ±{(high - low) / 2:.1f}"
+        if median < 10
+        else (f"{median:.0f} ±{(high - low) / 2:.0f}")
+    )
+
+
+def _columns(
+    figures: Figures, table: str, names: Sequence[str], cell: Callable[[str, str], str]
+) -> Rows:
+    shown = [name for name in names if any(name in by for by in figures[table].values())]
+    rows = [["", *shown]]
+    for row, by in figures[table].items():
+        rows.append([row, *(cell(row, name) if name in by else "" for name in shown)])
+    return rows
+
+
+def _sessions_only(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in FRAMEWORKS]
+
+
+def _total_rows(figures: Figures, names: Sequence[str]) -> Rows:
+    time = figures["time"]
+    return _columns(
+        figures, "time", names, lambda row, name: _spread(middle(time[row][name]["cpu"]))
+    )
+
+
+def _added_rows(figures: Figures) -> Rows:
+    return _columns(
+        figures,
+        "time",
+        _sessions_only(IN_COLUMNS),
+        lambda row, name: _spread(added(figures, row, name)),
+    )
+
+
+def _wall_rows(figures: Figures) -> Rows:
+    time = figures["time"]
+    return _columns(
+        figures,
+        "time",
+        _sessions_only(IN_COLUMNS),
+        lambda row, name: _spread(middle(time[row][name]["wall"])),
+    )
+
+
+def _wire_rows(figures: Figures) -> Rows:
+    def cell(row: str, name: str) -> str:
+        found = figures["wire"][row][name]
+        number = len(found["commands"])
+        return f"{number}: {found['sent']:,} + {found['received']:,}" if number else "0"
+
+    return _columns(figures, "wire", _sessions_only(IN_COLUMNS), cell)
+
+
+def _bar_rows(figures: Figures) -> Rows:
+    rows = [["CPU, as a ratio", "median", "quartiles", "at most", ""]]
     for bar in bars_of(figures):
-        rows.append([bar.what, f"{bar.found:.2f}{bar.unit}", f"{bar.most}{bar.unit}", bar.verdict])
+        median, low, high = (f"{value:.3f}" for value in bar.found)
+        most = "" if bar.most is None else f"{bar.most:.3f}"
+        rows.append([bar.what, median, f"{low} to {high}", most, bar.verdict])
     return rows
 
 
-def _cpu_rows(figures: Figures) -> list[list[str]]:
-    rows = [["", *SHOWN]]
-    for row, by in figures["time"].items():
-        rows.append([row, *(f"{by[name]['cpu']:.1f}" for name in SHOWN)])
+def _loss_rows(figures: Figures) -> Rows:
+    """Return where another package costs less than this one in the same framework."""
+    measures: list[tuple[str, str, Callable[[str, str], float], str]] = [
+        ("µs of CPU", "time", lambda row, name: added(figures, row, name)[0], ",.1f"),
+        ("commands", "wire", lambda row, name: len(figures["wire"][row][name]["commands"]), "d"),
+        ("bytes", "wire", lambda row, name: _bytes(figures, row, name), ",d"),
+    ]
+    rows = [["request", "unit", "here", "", "there", ""]]
+    for unit, table, measure, form in measures:
+        for row, cells in figures[table].items():
+            costs = {name: measure(row, name) for name in cells}
+            for peer, rival in RIVALS.items():
+                if peer in costs and costs[peer] < costs[rival]:
+                    cost, less = (f"{costs[name]:{form}}" for name in (rival, peer))
+                    rows.append([row, unit, rival, cost, peer, less])
     return rows
 
 
-def _wire_rows(figures: Figures) -> list[list[str]]:
-    rows = [["", *SHOWN]]
-    for row, by in figures["wire"].items():
-        cells = ((len(by[name]["commands"]), _bytes(by[name])) for name in SHOWN)
-        rows.append([row, *(f"{commands}, {size:,}" for commands, size in cells)])
-    return rows
-
-
-def _thread_rows(figures: Figures) -> list[list[str]]:
+def _thread_rows(figures: Figures) -> Rows:
     numbers = list(figures["threads"]["ours"])
-    rows = [["threads", *map(str, numbers)]]
-    for name, rates in figures["threads"].items():
-        rows.append([name, *(f"{rates[n]:,.0f}" if n in rates else "" for n in numbers)])
+    rows = [["threads", *numbers]]
+    for name, by in figures["threads"].items():
+        cells = (by.get(number) for number in numbers)
+        rows.append([name, *("" if one is None else _rate(one) for one in cells)])
     return rows
 
 
-def _key_rows(figures: Figures) -> list[list[str]]:
-    numbers = list(figures["keys"]["ours"])
-    rows = [["keys", *map(str, numbers)]]
-    for name, spent in figures["keys"].items():
-        rows.append([name, *(f"{spent[n]:.0f}" for n in numbers)])
+def _rate(cell: Figures) -> str:
+    return f"{middle(cell['rate'])[0]:,.0f} ({middle(cell['cpu'])[0]:.0f})"
+
+
+def _key_rows(figures: Figures) -> Rows:
+    rows = [["keys", *figures["cpu by keys"]["ours"]]]
+    for name, by in figures["cpu by keys"].items():
+        wires = figures["wire by keys"][name]
+        cells = [
+            f"{middle(spent)[0]:.0f}; {wires[keys]['sent'] + wires[keys]['received']:,}"
+            for keys, spent in by.items()
+        ]
+        rows.append([name, *cells])
     return rows
 
 
-def _session_rows(figures: Figures) -> list[list[str]]:
-    rows = [["sessions", "a read: CPU", "wall", "a write: CPU", "wall"]]
+def _session_rows(figures: Figures) -> Rows:
+    rows = [["sessions", "read: CPU", "wall", "set: CPU", "wall"]]
     for size, by in figures["sessions"].items():
-        cells = (by[kind][of] for kind in ("read", "set") for of in ("cpu", "wall"))
-        rows.append([f"{int(size):,}", *(f"{cell:.0f}" for cell in cells)])
+        cells = (middle(by[kind][of]) for kind in ("read", "set") for of in ("cpu", "wall"))
+        rows.append([f"{int(size):,}", *map(_spread, cells)])
     return rows
 
 
-def _memory_rows(figures: Figures) -> list[list[str]]:
-    rows = [["in one process", "MiB"]]
-    for names, kib in figures["memory"].items():
-        rows.append([names, f"{kib / 1024:.0f}"])
-    return rows
+def _memory_rows(figures: Figures) -> Rows:
+    rows = [["a process of", "MiB"]]
+    return rows + [[name, f"{kib / 1024:.1f}"] for name, kib in figures["memory"].items()]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: Rows) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
+    return "\n".join(
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    ]
+    )
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: Rows) -> str:
     head, *body = rows
     marks = ["---", *("--:" for _ in head[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, marks, *body))
-
-
-SVG = Template("""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 $height" role="img"
-  aria-labelledby="title desc" font-family="system-ui, sans-serif" font-size="13">
-<title id="title">CPU time of the client per request</title>
-<desc id="desc">$desc</desc>
-<style>
-  text { fill: #1f2328 } .soft { fill: #59636e } .bar { fill: #9aa4ae } .ours { fill: #0a6b4a }
-  line { stroke: #0a6b4a; stroke-width: 2; stroke-dasharray: 3 3 }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #f0f6fc } .soft { fill: #9198a1 } .bar { fill: #59636e } .ours { fill: #5fd3a3 }
-    line { stroke: #5fd3a3 }
-  }
-</style>
-<text x="0" y="16" font-weight="600">CPU time of the client per request, in microseconds</text>
-<text x="0" y="35" class="soft">Less is better. The dashed line is a handler written by hand.</text>
-$groups</svg>
-""")
-GROUP = Template('<text x="0" y="$y" font-weight="600">$kind</text>\n')
-BAR = Template(
-    '<text x="0" y="$text_y">$name</text>\n'
-    '<rect x="160" y="$y" width="$width" height="15" rx="2" class="$kind"/>\n'
-    '<text x="$end" y="$text_y">$value</text>\n'
-)
-LINE = Template('<line x1="$x" x2="$x" y1="$top" y2="$bottom"/>\n')
-
-
-def picture_of(figures: Figures) -> str:
-    """Draw the kinds of requests that matter most, for sessions of three keys."""
-    label = next(iter(CONTENTS))
-    spent = {kind: figures["time"][f"{kind}, {label}"] for kind in KINDS if kind in KINDS_DRAWN}
-    scale = 490 / max(by[name]["cpu"] for by in spent.values() for name in DRAWN)
-    y, groups, told = 62, "", []
-    for kind, by in spent.items():
-        groups += GROUP.substitute(y=y, kind=kind)
-        top = y + 7
-        for name in DRAWN:
-            y += 21
-            cpu = by[name]["cpu"]
-            groups += BAR.substitute(
-                name="mongosession-wsgi" if name == "ours" else name,
-                kind="ours" if name == "ours" else "bar",
-                y=y - 12,
-                text_y=y,
-                width=f"{cpu * scale:.0f}",
-                end=f"{cpu * scale + 167:.0f}",
-                value=f"{cpu:.0f}",
-            )
-            told.append(f"{kind}, {name}: {cpu:.0f}")
-        floor = 160 + by["floor"]["cpu"] * scale
-        groups += LINE.substitute(x=f"{floor:.0f}", top=top, bottom=y + 5)
-        y += 34
-    return SVG.substitute(height=y - 10, groups=groups, desc="; ".join(told))

@@ -1,0 +1,58 @@
+"""What grows: the collection. The others must not notice, and this measures whether they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from secrets import token_urlsafe
+from statistics import median
+from typing import Any
+
+from bson import encode
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from mongosession_wsgi.document import id_of
+
+from .contenders import SMALL, Row, data_of
+from .measure import Figures, Tell, in_turns, started
+
+AT_ONCE = 5000
+
+
+def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figures:
+    """Return the microseconds of requests that read and that set, by the sessions stored."""
+    found: Figures = {}
+    with started(uri, [("ours",)]) as processes, MongoClient[Any](uri) as client:
+        process = processes["ours"]
+        process.ask("run", "ours", Row("set", SMALL), 1)  # Makes the collection and its indexes.
+        collection = client[f"{process.database}_0"]["sessions"]
+        for size in sizes:
+            fill_up(collection, size, tell)
+            tell(f"with {size:,} sessions")
+            cells = found[str(size)] = {}
+            for kind in ("read", "set"):
+                spent = [
+                    in_turns(processes, ["ours"], Row(kind, SMALL))["ours"] for _ in range(rounds)
+                ]
+                cells[kind] = {
+                    of: [round(median(one[number] for one in some), 2) for some in spent]
+                    for number, of in enumerate(("cpu", "wall"))
+                }
+    return found
+
+
+def fill_up(collection: Collection[Any], size: int, tell: Tell) -> None:
+    while (there := collection.estimated_document_count()) < size:
+        tell(f"sessions in the collection: {there:,} of {size:,}")
+        collection.insert_many(_sessions(min(AT_ONCE, size - there)), ordered=False)
+
+
+def _sessions(number: int) -> Iterator[Any]:
+    data = data_of(SMALL)
+    for _ in range(number):
+        now = datetime.now(timezone.utc)
+        moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}
+        id_ = id_of(token_urlsafe(32))
+        yield RawBSONDocument(encode({"_id": id_, "v": 1, "data": data, "owner": None} | moments))
