@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 
 def bars_of(figures: Figures) -> Iterator[Bar]:
     """Yield the ratios to the floor, round by round, so that a slow moment counts for both."""
-    time = figures["time"]
+    time = figures["beside the floor"]
 
     def ratio(kind: str, keys: int, floors: str, who: str = "ours") -> tuple[float, float, float]:
         mine, its = (time[f"{one}, {keys} keys"] for one in (kind, floors))
@@ -70,12 +70,19 @@ def added(figures: Figures, row: str, name: str) -> tuple[float, float, float]:
 
 def quick_text(figures: Figures) -> str:
     return "\n\n".join(
-        (_setting(figures), aligned(_total_rows(figures, TOGETHER)), aligned(_bar_rows(figures)))
+        (
+            _setting(figures),
+            aligned(_total_rows(figures, "beside the floor", TOGETHER)),
+            aligned(_bar_rows(figures)),
+        )
     )
 
 
 def as_text(figures: Figures) -> str:
     tables = {
+        "CPU of the client, in microseconds, beside the floor": (
+            _total_rows(figures, "beside the floor", TOGETHER)
+        ),
         "CPU of the client, in microseconds, beyond the same application without a session": (
             _added_rows(figures)
         ),
@@ -142,7 +149,8 @@ def _page_of(figures: Figures) -> str:
         bars=_table(_bar_rows(figures)),
         losses=_table(_loss_rows(figures)),
         added=_table(_added_rows(figures)),
-        total=_table(_total_rows(figures, ("bare", "ours, auto", *IN_COLUMNS))),
+        total=_table(_total_rows(figures, "time", ("bare", "ours, auto", *IN_COLUMNS))),
+        beside=_table(_total_rows(figures, "beside the floor", TOGETHER)),
         wall=_table(_wall_rows(figures)),
         wire=_table(_wire_rows(figures)),
         threads=_table(_thread_rows(figures)),
@@ -193,10 +201,10 @@ def _sessions_only(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in FRAMEWORKS]
 
 
-def _total_rows(figures: Figures, names: Sequence[str]) -> Rows:
-    time = figures["time"]
+def _total_rows(figures: Figures, table: str, names: Sequence[str]) -> Rows:
+    time = figures[table]
     return _columns(
-        figures, "time", names, lambda row, name: _spread(middle(time[row][name]["cpu"]))
+        figures, table, names, lambda row, name: _spread(middle(time[row][name]["cpu"]))
     )
 
 
