@@ -20,7 +20,7 @@ from bson.raw_bson import RawBSONDocument
 
 from . import document
 from .errors import StoreError
-from .store import FORM, MongoStore, explaining, utc_now
+from .store import FORM, MARK, MongoStore, expired_by, explaining, utc_now
 
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
@@ -28,7 +28,6 @@ _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
 _SESSION = FORM | {"_id": {"$type": "string"}}
-_MARK = {"v": document.VERSION, "data": {"$exists": False}, "owner": {"$exists": True}}
 _SIZE = {"$bsonSize": "$$ROOT"}
 _SUMMARY = {"owner": 1, "created_at": 1, "seen_at": 1, "expires_at": 1, "size": _SIZE}
 
@@ -105,7 +104,7 @@ class Administration:
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""
-        return self._counted(self._expired())
+        return self._counted(expired_by(self._clock()))
 
     def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
@@ -142,7 +141,7 @@ class Administration:
         # Later looks leave those alone that began since, or there would be no end of them.
         yield from self._deleted(conditions, conditions | {"created_at": {"$lte": begun}})
         if selection.idle_for is None and selection.larger_than is None:
-            marks = _MARK | {"expires_at": {"$gt": begun}}
+            marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
             if selection.owner is not None:
                 marks["owner"] = selection.owner
             for id_ in list(self._ids(marks)):
@@ -150,7 +149,7 @@ class Administration:
 
     def purge(self) -> Iterator[int]:
         """Delete what has expired, batch by batch; yield how many each batch deleted."""
-        expired = self._expired()
+        expired = expired_by(self._clock())
         yield from self._deleted(expired, expired)
 
     def statistics(self) -> Statistics:
@@ -169,9 +168,6 @@ class Administration:
                 statistics.ages[kind["age"]] += count
                 statistics.idle[kind["idle"]] += count
         return statistics
-
-    def _expired(self) -> dict[str, Any]:
-        return {"v": document.VERSION, "expires_at": {"$lte": self._clock()}}
 
     def _found(self, id: str, projection: dict[str, Any] | None) -> RawBSONDocument | None:
         this = {"_id": id}

@@ -61,7 +61,8 @@ FORM = {
     "expires_at": {"$type": _DATE},
 }
 """What every session matches, and no mark; other documents of the collection are left alone."""
-_MARK = {"v": document.VERSION, "data": {"$exists": False}, "expires_at": {"$type": _DATE}}
+MARK = {"v": document.VERSION, "data": {"$exists": False}, "expires_at": {"$type": _DATE}}
+"""What the mark of a session that was regenerated away matches."""
 
 
 class Outcome(Enum):
@@ -271,7 +272,7 @@ class MongoStore:
 
     def purge(self) -> int:
         """Delete what has expired, for a server without a TTL monitor; return how many."""
-        expired = {"v": document.VERSION, "expires_at": {"$lte": self._clock()}}
+        expired = expired_by(self._clock())
         return self._attempt(lambda sessions: sessions.delete_many(expired).deleted_count)
 
     def ensure_indexes(self) -> None:
@@ -345,7 +346,7 @@ class MongoStore:
             session.rebase(record)
             return self._insert(session, session.contents(), new_token, record)
         except SessionDataError:
-            unended = {"_id": id_, "ended": {"$exists": False}} | _MARK
+            unended = {"_id": id_, "ended": {"$exists": False}} | MARK
             self._attempt(lambda sessions: _raw(sessions).replace_one(unended, found))
             raise
 
@@ -443,13 +444,13 @@ class MongoStore:
 
     def _marks(self, owner: str) -> list[Mark]:
         """Return the marks whose successor is, or is to be, a session of this owner."""
-        marks = {"owner": owner} | _MARK
+        marks = {"owner": owner} | MARK
         found = self._attempt(lambda sessions: list(_raw(sessions).find(marks)))
         return [mark for mark in map(_decoded, found) if isinstance(mark, Mark)]
 
     def _end_mark(self, id: str) -> Mark | None:
         """Note on a mark that its session must not be put back; return the mark."""
-        mark = _MARK | {"_id": id, "expires_at": {"$gt": self._clock()}}
+        mark = MARK | {"_id": id, "expires_at": {"$gt": self._clock()}}
         ended = {"$set": {"ended": True}}
         found = self._attempt(lambda sessions: _raw(sessions).find_one_and_update(mark, ended))
         ended_mark = _decoded(found)
@@ -555,7 +556,7 @@ class MongoStore:
         try:
             return self._once(command)
         except StoreError as error:
-            if not may_pass(error.__cause__):
+            if not _may_pass(error.__cause__):
                 raise
         with self._deadline(begun):
             return self._once(command)
@@ -600,12 +601,17 @@ class MongoStore:
             )
 
 
+def expired_by(now: datetime) -> dict[str, Any]:
+    """Return what a document of ours matches, session or mark, whose time is up."""
+    return {"v": document.VERSION, "expires_at": {"$lte": now}}
+
+
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
     if os.getpid() == pid:
         client.close()
 
 
-def may_pass(error: BaseException | None) -> bool:
+def _may_pass(error: BaseException | None) -> bool:
     """Say whether a command that failed like this may be repeated with a hope."""
     if isinstance(error, ConnectionFailure):
         return not error.timeout

@@ -123,7 +123,8 @@ def readme_of(figures: Figures) -> str:
         "![What a session adds to the CPU time of a request, here and in other session stores]"
         "(docs/pictures/bench-cpu.svg)\n\n"
         f"{_table(_readme_rows(figures))}\n\n"
-        f"Measured side by side on {figures['setting']['date']} by `make bench`; all figures, and\n"
+        f"Measured side by side on {figures['setting']['date']} by `make bench`, without what the\n"
+        "framework takes; Beaker and Flask-Session with their fastest options. All figures, and\n"
         "where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
     )
 
