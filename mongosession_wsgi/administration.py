@@ -20,14 +20,16 @@ from bson.raw_bson import RawBSONDocument
 
 from . import document
 from .errors import StoreError
-from .store import FORM, MARK, MongoStore, expired_by, explaining, utc_now
+from .collection import explaining
+from .document import MARK, SESSION, expired_by
+from .store import MongoStore, utc_now
 
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_SESSION = FORM | {"_id": {"$type": "string"}}
+_SESSION = SESSION | {"_id": {"$type": "string"}}
 _SIZE = {"$bsonSize": "$$ROOT"}
 _SUMMARY = {"owner": 1, "created_at": 1, "seen_at": 1, "expires_at": 1, "size": _SIZE}
 

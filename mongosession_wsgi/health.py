@@ -15,7 +15,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from . import document
 from .errors import StoreError
-from .store import NOT_ALLOWED, MongoStore, explained, utc_now
+from .collection import NOT_ALLOWED, explained
+from .store import MongoStore, utc_now
 
 _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""
@@ -166,7 +167,7 @@ class Health:
         now = self._clock()
         moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(minutes=1)}
         record = document.Record(document.id_of(token), data={}, owner=None, **moments)
-        contents = document.Changes({}, frozenset(), False, {})
+        contents = document.Changes({})
         return RawBSONDocument(document.document_of(record, contents))
 
     def _hello(self) -> dict[str, Any]:

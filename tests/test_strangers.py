@@ -24,7 +24,7 @@ from mongosession_wsgi import (
     SessionMiddleware,
     StoreError,
 )
-from mongosession_wsgi.caching import keep_cookie_private, vary_on_cookie
+from mongosession_wsgi.headers import keep_cookie_private, vary_on_cookie
 from mongosession_wsgi.document import id_of
 
 from . import fuzz

@@ -109,11 +109,22 @@ class _Collection:
         before = self._update(filter, update)
         return None if before is None else bson.decode(before, self.codec_options)
 
-    def delete_one(self, filter: Document) -> Any:
-        return self._delete(filter, 1)
+    def update_many(self, filter: Document, update: Document) -> Any:
+        with self.database.lock:
+            found = self._matching(filter)
+            for document in found:
+                self._update({"_id": document["_id"]}, update)
+        return SimpleNamespace(matched_count=len(found))
 
     def delete_many(self, filter: Document) -> Any:
-        return self._delete(filter, None)
+        with self.database.lock:
+            found = self._matching(filter)
+            for document in found:
+                del self.database.documents[document["_id"]]
+        return SimpleNamespace(deleted_count=len(found))
+
+    def count_documents(self, filter: Document) -> int:
+        return len(self._matching(filter))
 
     def _matching(self, filter: Document) -> list[Document]:
         wanted, documents = as_stored(filter), self.database.documents
@@ -135,10 +146,3 @@ class _Collection:
                 self.database.documents[document["_id"]] = after
                 return before
         return None
-
-    def _delete(self, filter: Document, most: int | None) -> Any:
-        with self.database.lock:
-            found = self._matching(filter)[:most]
-            for document in found:
-                del self.database.documents[document["_id"]]
-        return SimpleNamespace(deleted_count=len(found))

@@ -1,0 +1,152 @@
+"""The data of a session in one request: what is stored, what it is now, and the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from . import document
+from .document import Changes
+
+_EXACT = frozenset((type(None), bool, int, str, bytes))
+"""The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
+_UNCHANGED = Changes({})
+
+
+class Draft:
+    """Data with the changes that a request has made of it so far; nothing here does I/O.
+
+    No flag says that a value was changed. What an application was handed and may have changed in
+    place is compared, by the bytes that MongoDB would hold, with what it was.
+    """
+
+    __slots__ = ("_prints", "_stored", "data", "dropped", "replaces")
+
+    def __init__(self, stored: dict[str, Any] | None = None) -> None:
+        self._stored = {} if stored is None else stored
+        # The very dict of what is stored, until the first change.
+        self.data = self._stored
+        # The bytes of those stored values that were handed out.
+        self._prints: dict[str, bytes] = {}
+        # Whether all that is stored goes, whatever it may be.
+        self.replaces = False
+        # The keys whose stored values a login leaves behind.
+        self.dropped: frozenset[str] = frozenset()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was set, removed or handed out yet."""
+        return not (self.data or self._stored or self.replaces or self.dropped)
+
+    def get(self, key: str) -> Any:
+        """Return a value; if it can be changed in place, take note of what it was."""
+        value = self.data[key]
+        if type(value) not in document.IMMUTABLE and key not in self._prints:
+            if value is self._stored.get(key):
+                self._prints[key] = document.encode(key, value)
+        return value
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a value. Raises `SessionDataError` for one that cannot be stored."""
+        document.check(key, value)
+        if self.data is self._stored:
+            self.data = self._stored.copy()
+        self.data[key] = value
+
+    def delete(self, key: str) -> None:
+        """Remove a key; raises `KeyError` where it is not."""
+        if self.data is self._stored:
+            self.data = self._stored.copy()
+        del self.data[key]
+
+    def clear(self) -> None:
+        """Remove every key that is known."""
+        self.data = {}
+
+    def wipe(self) -> None:
+        """Forget all data, also what is stored and was never looked at."""
+        self._stored, self._prints = {}, {}
+        self.data = {}
+        self.replaces = True
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Leave these keys behind, as they are stored and as they are now."""
+        self.dropped |= frozenset(keys)
+        self.data = {key: value for key, value in self.data.items() if key not in self.dropped}
+
+    def difference(self) -> Changes:
+        """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
+        if self.data is self._stored and not self._prints:
+            return _UNCHANGED
+        return self._against({} if self.replaces else self._stored)
+
+    def contents(self) -> Changes:
+        """Return all of the data, as the changes that make a new session of it."""
+        return self._against({})
+
+    def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
+        """Return this request's changes as changes of what is stored by now.
+
+        If the draft `replaces`, all that is stored goes.
+        """
+        changes = self.difference()
+        draft = Draft()
+        draft.replaces, draft.dropped = replaces, self.dropped
+        if draft.replaces:
+            stored = {}
+        elif self.dropped:
+            stored = {key: value for key, value in stored.items() if key not in self.dropped}
+        # Where nobody else changed a value, the object stays that the application has in hand.
+        held = {
+            key: self.data[key]
+            for key, known in self._prints.items()
+            if key in self.data
+            and key not in changes.assigned
+            and key in stored
+            and document.encode(key, stored[key]) == known
+        }
+        draft._stored = stored | held
+        draft._prints = {key: self._prints[key] for key in held}
+        kept = {key: draft._stored[key] for key in draft._stored if key not in changes.removed}
+        draft.data = kept | {key: self.data[key] for key in changes.assigned}
+        return draft
+
+    def settled(self, changes: Changes) -> Draft:
+        """Return the draft after `changes`, a difference of it, were stored."""
+        draft = Draft({} if changes.replaces else self._stored.copy())
+        for key in changes.removed:
+            draft._stored.pop(key, None)
+        for key in changes.assigned:
+            draft._stored[key] = self.data.get(key)
+        draft.data = self.data
+        draft._prints = {
+            key: known for key, known in self._prints.items() if key not in changes.assigned
+        } | changes.prints
+        return draft
+
+    def _against(self, stored: dict[str, Any]) -> Changes:
+        """Return what makes the data of `stored`.
+
+        A value that is the same object and was not handed out is unchanged; any other is compared.
+        """
+        assigned: dict[str, Any] = {}
+        prints: dict[str, bytes] = {}
+        for key, value in list(self.data.items()):
+            if key not in stored:
+                if type(value) in document.IMMUTABLE:
+                    assigned[key] = value  # Which was checked when it was assigned.
+                    continue
+            elif value is stored[key] and key not in self._prints:
+                continue
+            elif type(value) in _EXACT and type(value) is type(stored[key]):
+                if value != stored[key]:
+                    assigned[key] = value
+                continue
+            form = document.form(key, value)
+            encoded = document.encode_form(key, form)
+            if key not in stored or encoded != self._print_of(key, stored):
+                assigned[key], prints[key] = form, encoded
+        return Changes(assigned, frozenset(stored.keys() - self.data.keys()), self.replaces, prints)
+
+    def _print_of(self, key: str, stored: dict[str, Any]) -> bytes:
+        return self._prints.get(key) or document.encode(key, stored[key])

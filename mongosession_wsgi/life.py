@@ -1,0 +1,510 @@
+"""What a request may do at its commit: the table `MOVES[state][known]`, and the moves in it.
+
+A move takes the visit, sends its commands, and returns a `Step`; `Visit.take` alone makes the step
+count. An empty cell is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from time import monotonic, sleep
+from typing import Any, TypeAlias
+
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+
+from . import audit, document
+from .collection import RAW, Documents, SessionCollection, find, insert
+from .document import Mark, Record, id_of
+from .draft import Draft
+from .errors import SessionDataError, StoreError, logger
+from .visit import (
+    NOT_LOOKED,
+    NOTHING,
+    Failure,
+    Known,
+    Login,
+    Nothing,
+    NotLooked,
+    Outcome,
+    State,
+    Step,
+    Visit,
+)
+
+Move: TypeAlias = "Callable[[Life, Visit], Step]"
+
+_MOST_STEPS = 4
+"""The steps of a commit: each look but the first follows a change that somebody else made."""
+_WAITS = (0.01, 0.02, 0.04, 0.08, 0.15)
+"""The seconds between looks for a login that is stored just now, in another request."""
+
+
+class Life:
+    """Carry out the commits of visits, and end sessions, in one collection."""
+
+    def __init__(
+        self, sessions: SessionCollection, clock: Callable[[], datetime], limit: int | None
+    ) -> None:
+        self._sessions = sessions
+        self._clock = clock
+        self._limit = limit
+
+    def look(self, visit: Visit) -> Known:
+        """Return what stands under the token of a visit; an error of the store is a `Failure`."""
+        assert visit.token is not None  # noqa: S101
+        id_ = id_of(visit.token)
+        try:
+            found = self._found(id_)
+        except StoreError as error:
+            return Failure(error)
+        known = self._live(found, visit)
+        if type(known) is Mark:
+            audit.say("stale", "a token was used that another had replaced", id=id_)
+        return known
+
+    def commit(self, visit: Visit) -> Outcome:
+        """Store what a visit did with its session, as the table says, and say what came of it.
+
+        Raises `StoreError`, and `SessionDataError` for data that MongoDB cannot hold.
+        """
+        step = self._step(visit)
+        if step is None or step.outcome is not Outcome.LOOK:
+            return Outcome.KEPT if step is None else step.outcome
+        with self._in_time():
+            for _ in range(_MOST_STEPS):
+                step = self._step(visit)
+                if step is None or step.outcome is not Outcome.LOOK:
+                    return Outcome.KEPT if step is None else step.outcome
+        visit.take(Step(Outcome.ENDED, visit.known))
+        return Outcome.ENDED
+
+    def _step(self, visit: Visit) -> Step | None:
+        move = MOVES[visit.state].get(type(visit.known))
+        if move is None:
+            return None
+        step = move(self, visit)
+        visit.take(step)
+        return step
+
+    def begin(self, visit: Visit) -> None:
+        """Store a new session, also an empty one."""
+        with self._in_time():
+            visit.take(self._insert(visit, visit.draft))
+
+    # The moves.
+
+    def write(self, visit: Visit) -> Step:
+        """Write the difference, and move the expiry. There is no upsert: the session must be live."""
+        known, now = visit.known, self._clock()
+        record = known if type(known) is Record else None
+        changes = visit.draft.difference()
+        due = record is None or visit.times.is_renewal_due(record, now)
+        if not (changes.any or visit.has_terms or (record and due)):
+            return Step(Outcome.KEPT, known)
+        id_ = _id_of(visit)
+        if record is None:
+            conditions, expires_at = visit.times.unseen(now, visit.kind)
+            moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
+        else:
+            conditions = {}
+            record = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
+            moments = {"seen_at": record.seen_at, "expires_at": record.expires_at}
+        selected = document.live_seen(id_, now) | conditions
+        terms = visit.terms
+        if visit.until is not None:  # The only moment that may move back.
+            terms["expires_at"] = moments.pop("expires_at")
+        update = document.update_of(changes, moments, terms)
+        if self._sessions.attempt(lambda them: them.update_one(selected, update).matched_count):
+            outcome = Outcome.RENEWED if due or visit.has_terms else Outcome.KEPT
+            return Step(outcome, record or NOT_LOOKED, visit.draft.settled(changes))
+        if record is not None:
+            return Step(Outcome.ENDED, known)
+        return Step(Outcome.LOOK, self.look(visit))
+
+    def start(self, visit: Visit) -> Step:
+        """Store a session that begins, unless there is nothing to store."""
+        if not visit.begins:
+            return Step(Outcome.KEPT, NOTHING, visit.draft.settled(visit.draft.difference()))
+        return self._insert(visit, visit.draft)
+
+    def regenerate(self, visit: Visit) -> Step:
+        """Swap the session for a mark, and store its latest data under a new token.
+
+        Of several requests that do so at once, one finds the session; and with the first command
+        the old token is dead, whatever becomes of the second.
+        """
+        with self._in_time():
+            image = self._swap(visit)
+            if image is None:
+                return self._not_swapped(visit)
+            record = document.decode(image)
+            if type(record) is not Record or visit.times.end_of(record) <= self._clock():
+                return self._not_there(visit, NOTHING)
+            draft = visit.rebased(record)
+            try:
+                return self._insert(visit, draft, record)
+            except SessionDataError:
+                self._put_back(visit, image)
+                raise
+
+    def end(self, visit: Visit) -> Step:
+        """Delete the session, and store as a new one what was set since."""
+        id_, tries = _id_of(visit), 0
+
+        def delete(them: Documents) -> int:
+            nonlocal tries
+            tries += 1
+            # Other engines have a deletion of one document lose against an update of it.
+            return them.delete_many(document.live(id_, self._clock())).deleted_count
+
+        with self._in_time():
+            if not self._sessions.attempt(delete):
+                known = self._live(self._found(id_), visit)
+                if type(known) is not Nothing or tries == 1:
+                    return self._not_there(visit, known)
+            self._say_logout(visit, id_)
+            return self._after_end(visit)
+
+    def end_successor(self, visit: Visit) -> Step:
+        """End the session that goes on under a new token, by the token from before.
+
+        Whoever logs out is out. A login by somebody else, or of an anonymous visitor, stays.
+        """
+        mark = visit.known
+        assert type(mark) is Mark  # noqa: S101
+        with self._in_time():
+            if mark.goes_on and self.end_chain(mark.id, past_logins=True) is not None:
+                self._say_logout(visit, mark.id)
+                return self._after_end(visit)
+            if visit.login is not None:
+                return self.log_in_anew(visit)
+            return Step(Outcome.ENDED, mark)
+
+    def log_in_anew(self, visit: Visit) -> Step:
+        """Log in by a token that another login or a rotation has replaced: a double click.
+
+        The session is one of its own. It has what the first login's session has, if that is the
+        same owner's; if that is only just being stored, it is looked for a short time.
+        """
+        mark, login = visit.known, visit.login
+        assert type(mark) is Mark  # noqa: S101
+        if login is None:
+            return Step(Outcome.ENDED, mark)
+        with self._in_time():
+            record, draft = self._successor(mark, visit), visit.draft
+            if record is not None:
+                of_owner = record.owner == login.owner
+                draft = draft.rebased(record.data, replaces=not of_owner)
+            return self._insert(visit, draft)
+
+    def fail(self, visit: Visit) -> Step:
+        """Raise the error that hid the session, if there is something to store."""
+        assert type(visit.known) is Failure  # noqa: S101
+        if visit.state is State.OPEN and not (visit.draft.difference().any or visit.has_terms):
+            return Step(Outcome.KEPT, visit.known)
+        raise visit.known.error
+
+    # What the moves are made of.
+
+    def _not_there(self, visit: Visit, known: Known) -> Step:
+        """Go on where no live session was there to be changed; `known` stands in its place.
+
+        One that was looked at before has been ended since, which is final. A logout and a login
+        follow a session that has moved; of one that was not looked at, the table says the rest.
+        """
+        was_seen = type(visit.known) is Record
+        follows = visit.state is State.DESTROYED or visit.login is not None
+        moved = type(known) is Record or (type(known) is Mark and follows)
+        return Step(Outcome.ENDED if was_seen and not moved else Outcome.LOOK, known)
+
+    def _swap(self, visit: Visit) -> bytes | None:
+        """Make a mark of the live session, and return its last image; None if it was not there."""
+        login, now = visit.login, self._clock()
+        selected = document.live(_id_of(visit), now)
+        owner = visit.known.owner if type(visit.known) is Record else None
+        if login is not None and type(visit.known) is not Record:
+            # The mark of the same owner's login is another one, so that has to be looked at first.
+            selected["owner"] = selected["owner"] | {"$ne": login.owner}
+        marking = document.marking(
+            now,
+            id_of(visit.new_token),
+            goes_on=login is None or login.owner == owner,
+            by_login=login is not None,
+        )
+        found = self._sessions.attempt(
+            lambda them: _raw(them).find_one_and_update(selected, marking)
+        )
+        return None if found is None else bytes(found.raw)
+
+    def _not_swapped(self, visit: Visit) -> Step:
+        """Find out why no live session was there to be given a new token."""
+        found = self._found(_id_of(visit))
+        if type(found) is not Mark or found.successor != id_of(visit.new_token):
+            return self._not_there(visit, self._live(found, visit))
+        # The mark is our own: the command was carried out twice, and its first answer is lost.
+        record = visit.known if type(visit.known) is Record else None
+        if record is None and visit.login is None:
+            raise StoreError(
+                "The answer of MongoDB to a regeneration was lost, and with it the session's data; "
+                "a replica set, or a look at the session before, would have saved them"
+            )
+        return self._insert(visit, visit.draft, record)
+
+    def _insert(self, visit: Visit, draft: Draft, predecessor: Record | None = None) -> Step:
+        """Store a new session; unless it is a login, it goes on with its predecessor's life."""
+        record = self._begun(visit, predecessor)
+        contents = draft.contents()
+        stored = RawBSONDocument(document.document_of(record, contents))
+        self._sessions.ensure_indexes_in_passing()
+        if not self._sessions.attempt(lambda them: insert(them, stored)):
+            found = self._found(record.id)
+            if found is None:
+                raise StoreError(
+                    "MongoDB refused a session as a duplicate, though its id is new; look for a "
+                    "unique index on the collection that is not ours, and drop it"
+                )
+            if type(found) is Mark:  # It was ended before it was stored.
+                return Step(Outcome.ENDED, NOTHING)
+        self._say_new(visit, record)
+        if not self._is_within_limit(record):
+            return Step(Outcome.ENDED, NOTHING)
+        return Step(Outcome.CREATED, record, draft.settled(contents))
+
+    def _begun(self, visit: Visit, predecessor: Record | None) -> Record:
+        """Return the record of a session that is about to be stored."""
+        now, id_, login, times = self._clock(), id_of(visit.new_token), visit.login, visit.times
+        if predecessor is not None and login is None:
+            remember = visit.remember[0] if visit.remember else predecessor.remember
+            moved = predecessor._replace(id=id_, data={}, remember=remember)
+            return times.used(moved, now, visit.until)
+        idle = times.idle(visit.kind)
+        idle_until = visit.until or (None if idle is None else now + idle)
+        return Record(
+            id=id_,
+            data={},
+            owner=None if login is None else login.owner,
+            created_at=now,
+            seen_at=now,
+            expires_at=times.expiry(now, now, idle_until),
+            label=None if login is None else login.label,
+            remember=visit.kind,
+        )
+
+    def _put_back(self, visit: Visit, image: bytes) -> None:
+        """Undo a swap whose successor cannot be stored, unless the session was ended since."""
+        mark = document.marked(_id_of(visit), self._clock()) | {
+            "successor": id_of(visit.new_token),
+            "ended": {"$exists": False},
+        }
+        self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
+
+    def _after_end(self, visit: Visit) -> Step:
+        """Store what was set since the session was destroyed, as a new one."""
+        if visit.begins:
+            return self._insert(visit, visit.draft)
+        return Step(Outcome.DESTROYED, NOTHING, visit.draft.settled(visit.draft.difference()))
+
+    def _successor(self, mark: Mark, visit: Visit) -> Record | None:
+        """Return the session that a mark leads to, through further marks; None if it is over."""
+        waits, passed = iter(_WAITS), {mark.id}
+        while mark.successor is not None and mark.successor not in passed:
+            found = self._found(mark.successor)
+            if type(found) is Mark:
+                passed.add(mark.successor)
+                mark = found
+                continue
+            if found is not None:
+                known = self._live(found, visit)
+                return known if type(known) is Record else None
+            wait = next(waits, None)
+            if wait is None:
+                return None
+            sleep(wait)
+        return None
+
+    # Ending sessions by their ids.
+
+    def end_chain(self, id: str, *, past_logins: bool = False) -> int | None:
+        """End the session of an id, or what goes on under a new token by now.
+
+        Return 1 for a live session, 0 for one that was just about to be stored and now will not
+        be, and None if there was nothing to end. A login is only followed if that is asked for,
+        and it was the same owner's.
+        """
+        awaited: str | None = None
+        passed: set[str] = set()
+        while id not in passed:
+            found = self._end_one(id)
+            if found is True:
+                return 1
+            if found is False:
+                if id != awaited:
+                    return None
+                if self._forestall(id):
+                    return 0
+                continue  # It was stored just now.
+            passed.add(id)
+            if not found.goes_on or (found.by_login and not past_logins) or found.successor is None:
+                return None
+            id = awaited = found.successor
+        return None
+
+    def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
+        """End those of `ids` that are live, and match the conditions; return how many.
+
+        If the connection breaks in the midst, that is how many are not live any more when the
+        command has been repeated.
+        """
+        if not ids:
+            return 0
+        now, tries = self._clock(), 0
+        among = {"_id": {"$in": ids}}
+        live = among | document.SESSION | {"expires_at": {"$gt": now}} | (conditions or {}) | among
+
+        def end(them: Documents) -> int:
+            nonlocal tries
+            tries += 1
+            matched = them.update_many(live, document.ending(now)).matched_count
+            return matched if tries == 1 else len(ids) - them.count_documents(live)
+
+        return self._sessions.attempt(end)
+
+    def moved(self, ids: Sequence[str]) -> list[str]:
+        """Return those of `ids` under which a session stands, or a mark that leads to one."""
+        among = {"_id": {"$in": ids}}
+        found = self._sessions.attempt(lambda them: list(them.find(among, {"data": 0})))
+        known = map(document.outline, found)
+        return [one.id for one in known if type(one) is Record or (one and one.successor)]
+
+    def of_owner(self, owner: str) -> Iterator[Record | Mark]:
+        """Return the sessions of an owner, without their data, and the marks that lead to some."""
+        now = self._clock()
+        theirs = {"owner": owner, "v": document.VERSION, "expires_at": {"$gt": now}}
+        found = self._sessions.attempt(lambda them: list(them.find(theirs, {"data": 0})))
+        known = map(document.outline, found)
+        return (one for one in known if one is not None)
+
+    def _end_one(self, id: str) -> bool | Mark:
+        """End the live session of this id; else return the mark there, noting the end on it.
+
+        The note keeps a swap that fails from being put back.
+        """
+        for _ in range(_MOST_STEPS):
+            live, ending = document.live(id, self._clock()), document.ending(self._clock())
+            if self._sessions.attempt(lambda them: them.update_one(live, ending).matched_count):  # noqa: B023
+                return True
+            mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
+            found = self._sessions.attempt(lambda them: them.find_one_and_update(mark, note))  # noqa: B023
+            known = None if found is None else document.read(found)
+            if type(known) is Mark:
+                return known
+            if type(self._found(id)) is not Record:
+                break
+        return False
+
+    def _forestall(self, id: str) -> bool:
+        """End a session that is still to be stored; False if something stands there already."""
+        tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
+        return self._sessions.attempt(lambda them: insert(them, tombstone))
+
+    def _is_within_limit(self, record: Record) -> bool:
+        """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
+
+        Each login looks after it is stored, so the last of several at once sees them all. So does
+        each rotation, whose session was for a moment stored nowhere.
+        """
+        if self._limit is None or record.owner is None:
+            return True
+        logins = [one for one in self.of_owner(record.owner) if type(one) is Record]
+        logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
+        excess = [one.id for one in logins[self._limit :]]
+        count = self.end_all(excess)
+        if count:
+            audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
+        return record.id not in excess
+
+    # What is there.
+
+    def _found(self, id_: str) -> Record | Mark | None:
+        """Return what stands under an id, unless it is expired or not of our form."""
+        known = None
+        try:
+            found = self._sessions.attempt(lambda them: find(them, id_))
+            known = None if found is None else document.read(found)
+        except BSONError:
+            found = {}
+        if known is None and found is not None:
+            logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
+        return known if known is not None and known.expires_at > self._clock() else None
+
+    def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
+        """Return what a document means to a visit: only what is live by the times of now."""
+        if type(found) is Mark and found.successor is not None:
+            return found
+        if type(found) is not Record:
+            return NOTHING
+        end = visit.times.end_of(found)
+        if end <= self._clock():
+            return NOTHING
+        return found if end == found.expires_at else found._replace(expires_at=end)
+
+    def _in_time(self) -> AbstractContextManager[None]:
+        """Give all commands within the time of a single one."""
+        return self._sessions.deadline(monotonic())
+
+    # What the audit log is told.
+
+    def _say_new(self, visit: Visit, record: Record) -> None:
+        previous = None if visit.token is None else id_of(visit.token)
+        owner = record.owner
+        if visit.login is not None:
+            audit.say("login", "a visitor logged in", id=record.id, owner=owner,
+                      previous_id=previous, label=record.label)  # fmt: skip
+        elif visit.state is State.REGENERATED and previous is not None:
+            audit.say("regenerate", "a session was given a new token", id=record.id, owner=owner,
+                      previous_id=previous)  # fmt: skip
+
+    def _say_logout(self, visit: Visit, id_: str) -> None:
+        known = visit.known
+        owner = known.owner if type(known) is Record else None
+        audit.say("logout", "a session was destroyed", id=id_, owner=owner)
+
+
+def _id_of(visit: Visit) -> str:
+    """Return the id under which the session of a visit stands."""
+    assert visit.token is not None  # noqa: S101
+    return id_of(visit.token)
+
+
+def _raw(them: Documents) -> Any:
+    return them.with_options(codec_options=RAW)
+
+
+MOVES: dict[State, dict[type[Known], Move]] = {
+    State.UNTOUCHED: {},
+    State.OPEN: {
+        NotLooked: Life.write,
+        Record: Life.write,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.REGENERATED: {
+        NotLooked: Life.regenerate,
+        Record: Life.regenerate,
+        Mark: Life.log_in_anew,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.DESTROYED: {
+        NotLooked: Life.end,
+        Record: Life.end,
+        Mark: Life.end_successor,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.ENDED: {},
+}
+"""What a commit does, by what the application did and by what is known of the session."""
