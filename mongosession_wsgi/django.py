@@ -13,10 +13,11 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.signals import setting_changed
 
 from .cookie import TOKEN
+from .document import Mark, Record
 from .errors import SettingsError
 from .session import Session, visit_of
 from .store import MongoStore
-from .visit import Failure, Mark, Record, State
+from .visit import Failure, State
 
 
 @cache
@@ -59,7 +60,7 @@ class SessionStore(SessionBase):
             return False
         if type(visit.known) is not Record:
             return self._modified
-        return self._modified or visit_of(self._updated()).draft.difference().any
+        return self._modified or visit_of(self._updated()).has_changes
 
     @modified.setter
     def modified(self, modified: bool) -> None:

@@ -170,10 +170,6 @@ class Changes(NamedTuple):
     prints: Mapping[str, bytes] = {}
     """The bytes of the assigned values, to compare later changes with."""
 
-    @property
-    def any(self) -> bool:
-        return bool(self.assigned or self.removed or self.replaces)
-
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _SPARE = {one: _ALPHABET[number + 1] for number, one in enumerate(_ALPHABET) if number % 4 == 0}
@@ -182,18 +178,14 @@ _SPARE = {one: _ALPHABET[number + 1] for number, one in enumerate(_ALPHABET) if 
 43 characters have two bits to spare. One of them tells a remembered session, so that a request
 can move its expiry without a look; nobody can change it, because the id is made of it too.
 """
-_REMEMBERED = frozenset(_SPARE.values())
+REMEMBERED = tuple(_SPARE.values())
+"""The last characters of the tokens of remembered sessions."""
 
 
 def new_token(*, remembered: bool = False) -> Token:
     """Return a new token: 32 random bytes in base64url without padding."""
     token = token_urlsafe(32)
     return Token(token[:-1] + _SPARE[token[-1]] if remembered else token)
-
-
-def is_remembered(token: str) -> bool:
-    """Say whether a token was made for a remembered session."""
-    return token[-1] in _REMEMBERED
 
 
 def id_of(token: str) -> str:
@@ -321,7 +313,8 @@ def update_of(changes: Changes, moments: dict[str, Any], terms: dict[str, Any]) 
         fields["data"] = _fields(changes.assigned)
     else:
         fields |= _fields(changes.assigned, "data.")
-    gone |= _fields(dict.fromkeys(changes.removed, 1), "data.")
+    if changes.removed:
+        gone |= _fields(dict.fromkeys(changes.removed, 1), "data.")
     update: dict[str, Any] = {"$max": moments}
     if fields:
         update["$set"] = fields

@@ -10,7 +10,8 @@ from .document import Changes
 
 _EXACT = frozenset((type(None), bool, int, str, bytes))
 """The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
-_UNCHANGED = Changes({})
+UNCHANGED = Changes({})
+"""The difference where there is none."""
 
 
 class Draft:
@@ -32,11 +33,6 @@ class Draft:
         self.replaces = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing was set, removed or handed out yet."""
-        return not (self.data or self._stored or self.replaces or self.dropped)
 
     def get(self, key: str) -> Any:
         """Return a value; if it can be changed in place, take note of what it was."""
@@ -77,7 +73,7 @@ class Draft:
     def difference(self) -> Changes:
         """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
         if self.data is self._stored and not self._prints:
-            return _UNCHANGED
+            return UNCHANGED
         return self._against({} if self.replaces else self._stored)
 
     def contents(self) -> Changes:
@@ -89,6 +85,8 @@ class Draft:
 
         If the draft `replaces`, all that is stored goes.
         """
+        if not (self.data or self._stored or self.dropped or replaces):
+            return Draft(stored)
         changes = self.difference()
         draft = Draft()
         draft.replaces, draft.dropped = replaces, self.dropped
@@ -111,18 +109,16 @@ class Draft:
         draft.data = kept | {key: self.data[key] for key in changes.assigned}
         return draft
 
-    def settled(self, changes: Changes) -> Draft:
-        """Return the draft after `changes`, a difference of it, were stored."""
-        draft = Draft({} if changes.replaces else self._stored.copy())
+    def settle(self, changes: Changes) -> None:
+        """Take note that `changes`, a difference of this draft, are stored now."""
+        stored = {} if changes.replaces else self._stored.copy()
         for key in changes.removed:
-            draft._stored.pop(key, None)
+            stored.pop(key, None)
         for key in changes.assigned:
-            draft._stored[key] = self.data.get(key)
-        draft.data = self.data
-        draft._prints = {
-            key: known for key, known in self._prints.items() if key not in changes.assigned
-        } | changes.prints
-        return draft
+            stored[key] = self.data.get(key)
+            self._prints.pop(key, None)
+        self._stored, self.replaces = stored, False
+        self._prints |= changes.prints
 
     def _against(self, stored: dict[str, Any]) -> Changes:
         """Return what makes the data of `stored`.
@@ -146,7 +142,10 @@ class Draft:
             encoded = document.encode_form(key, form)
             if key not in stored or encoded != self._print_of(key, stored):
                 assigned[key], prints[key] = form, encoded
-        return Changes(assigned, frozenset(stored.keys() - self.data.keys()), self.replaces, prints)
+        removed = frozenset(stored.keys() - self.data.keys())
+        if not (assigned or removed or self.replaces):
+            return UNCHANGED
+        return Changes(assigned, removed, self.replaces, prints)
 
     def _print_of(self, key: str, stored: dict[str, Any]) -> bytes:
         return self._prints.get(key) or document.encode(key, stored[key])

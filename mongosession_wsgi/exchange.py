@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .cookie import CookiePolicy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 KEY = "mongosession"
 """Where an application finds its session in the `environ`."""
-_EXCHANGE = "mongosession_wsgi.exchange"
+EXCHANGE = "mongosession_wsgi.exchange"
 
 UNAVAILABLE = "The session store is unavailable. Please try again in a moment."
 """What a visitor is told whose session could be neither loaded nor stored, with a 503."""
@@ -43,10 +44,10 @@ class Exchanges:
         self.settings = Settings.parse(settings)
         self.cookies = CookiePolicy(self.settings)
         self.store: Store = MongoStore(self.settings) if store is None else store
-
-    def __call__(self, environ: WSGIEnvironment) -> Exchange:
-        """Return the exchange of a request, its session not loaded; do no I/O."""
-        return Exchange(self.store, self.cookies, environ)
+        self.open: Callable[[WSGIEnvironment], Exchange] = partial(
+            Exchange, self.store, self.cookies
+        )
+        """Return the exchange of the request with this environ; do no I/O."""
 
 
 def session_around(environ: WSGIEnvironment) -> Session | None:
@@ -54,7 +55,7 @@ def session_around(environ: WSGIEnvironment) -> Session | None:
 
     An earlier pass of the same environ may have left its session there; that one is over.
     """
-    exchange = environ.get(_EXCHANGE)
+    exchange = environ.get(EXCHANGE)
     return exchange.session if exchange is not None and exchange.is_running else None
 
 
@@ -97,11 +98,8 @@ class Exchange:
         self.cookie = cookies.cookie_for(environ)
         self.session = store.open(self.cookie.read(environ), times)
         self.visit = visit_of(self.session)
-
-    def publish(self) -> None:
-        """Put the session into the environ, where an application and other parts of ours look."""
-        self._environ[KEY] = self.session
-        self._environ[_EXCHANGE] = self
+        # Where an application looks, and where other parts of ours do.
+        environ[KEY], environ[EXCHANGE] = self.session, self
 
     def commit(self, status: str) -> None:
         """Store the session, before the first header of a response with this status goes out.
@@ -159,7 +157,7 @@ class Exchange:
                 "A session was logged in or regenerated after its response had begun. This and "
                 "what else was changed since is lost, because the browser can get no new token."
             )
-        elif visit.state is State.OPEN and (visit.draft.difference().any or visit.has_terms):
+        elif visit.state is State.OPEN and visit.has_changes:
             if visit.record is None:
                 visit.look()
             if visit.record is not None:
@@ -172,13 +170,13 @@ class Exchange:
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header that the browser needs now, if any."""
-        token = self.visit.token
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
+        if outcome is not Outcome.CREATED and outcome is not Outcome.RENEWED:
+            return None
         cookie = self.cookie
         if self.visit.kind is True:  # Remembered: this cookie outlives the browser in any case.
             cookie = replace(cookie, max_age=self.visit.times.remember)
-        renewed = outcome is Outcome.RENEWED and cookie.max_age is not None
-        if token is not None and (renewed or outcome is Outcome.CREATED):
-            return self._cookies.issue(cookie, token, self._environ)
-        return None
+        if outcome is Outcome.RENEWED and cookie.max_age is None:
+            return None
+        return self._cookies.issue(cookie, self.visit.token, self._environ)

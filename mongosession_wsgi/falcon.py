@@ -34,18 +34,17 @@ class SessionComponent:
         self, settings: Mapping[str, Any] | Settings | None = None, *, store: Store | None = None
     ) -> None:
         self._key = f"mongosession.falcon.{id(self)}"
-        self._exchange_of = None if settings is None else Exchanges(settings, store)
+        self._exchanges = None if settings is None else Exchanges(settings, store)
 
     def process_request(self, req: Request, resp: Response) -> None:  # noqa: ARG002
         """Open the session, without loading it."""
         if session_around(req.env) is None:
-            if self._exchange_of is None:
+            if self._exchanges is None:
                 raise SettingsError(
                     "mongodb_session_db: missing; give SessionComponent the settings, or put a "
                     "SessionMiddleware around the application"
                 )
-            exchange = req.env[self._key] = self._exchange_of(req.env)
-            exchange.publish()
+            exchange = req.env[self._key] = self._exchanges.open(req.env)
             exchange.is_running = True
         req.context.session = req.env[KEY]
 

@@ -13,12 +13,13 @@ from flask.signals import got_request_exception, request_tearing_down
 from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
+from .document import Record
 from .errors import StoreError
 from .exchange import RETRY_AFTER, Exchange, session_around
 from .session import Session, visit_of
 from .settings import LONGEST_COOKIE, Settings
 from .store import MongoStore, Store
-from .visit import NOTHING, Failure, Outcome, Record, State, Visit
+from .visit import NOTHING, Failure, Outcome, State, Visit
 
 _KEY = "mongosession.flask"
 _OURS = {field.metadata["key"] for field in fields(Settings) if field.metadata}
@@ -48,7 +49,7 @@ class MongoSession(UserDict[str, Any], SessionMixin):
     accessed = _fact(lambda session: visit_of(session).state is not State.UNTOUCHED)
     modified = _fact(
         lambda session: visit_of(session).state is State.REGENERATED
-        or visit_of(session).draft.difference().any
+        or visit_of(session).has_changes
     )
     copy = Session.copy  # type: ignore[assignment]
 

@@ -16,9 +16,9 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from . import audit, document
-from .collection import RAW, Documents, SessionCollection, find, insert
+from .collection import RAW, Documents, SessionCollection, find, insert, update
 from .document import Mark, Record, id_of
-from .draft import Draft
+from .draft import UNCHANGED, Draft
 from .errors import SessionDataError, StoreError, logger
 from .visit import (
     NOT_LOOKED,
@@ -36,8 +36,8 @@ from .visit import (
 
 Move: TypeAlias = "Callable[[Life, Visit], Step]"
 
-_MOST_STEPS = 4
-"""The steps of a commit: each look but the first follows a change that somebody else made."""
+_MOST_LOOKS = 4
+"""The looks of one commit: each but the first follows a change that somebody else has made."""
 _WAITS = (0.01, 0.02, 0.04, 0.08, 0.15)
 """The seconds between looks for a login that is stored just now, in another request."""
 
@@ -54,7 +54,6 @@ class Life:
 
     def look(self, visit: Visit) -> Known:
         """Return what stands under the token of a visit; an error of the store is a `Failure`."""
-        assert visit.token is not None  # noqa: S101
         id_ = id_of(visit.token)
         try:
             found = self._found(id_)
@@ -70,24 +69,20 @@ class Life:
 
         Raises `StoreError`, and `SessionDataError` for data that MongoDB cannot hold.
         """
-        step = self._step(visit)
-        if step is None or step.outcome is not Outcome.LOOK:
-            return Outcome.KEPT if step is None else step.outcome
-        with self._in_time():
-            for _ in range(_MOST_STEPS):
-                step = self._step(visit)
-                if step is None or step.outcome is not Outcome.LOOK:
-                    return Outcome.KEPT if step is None else step.outcome
-        visit.take(Step(Outcome.ENDED, visit.known))
-        return Outcome.ENDED
-
-    def _step(self, visit: Visit) -> Step | None:
+        begun = monotonic()
         move = MOVES[visit.state].get(type(visit.known))
-        if move is None:
-            return None
-        step = move(self, visit)
-        visit.take(step)
-        return step
+        outcome = Outcome.KEPT if move is None else visit.take(move(self, visit))
+        return outcome if outcome is not Outcome.LOOK else self._look_again(visit, begun)
+
+    def _look_again(self, visit: Visit, begun: float) -> Outcome:
+        """Ask the table again, with what was found in place of a live session, until it is done."""
+        with self._sessions.deadline(begun):
+            for _ in range(_MOST_LOOKS):
+                move = MOVES[visit.state].get(type(visit.known))
+                outcome = Outcome.KEPT if move is None else visit.take(move(self, visit))
+                if outcome is not Outcome.LOOK:
+                    return outcome
+        return visit.take(Step(Outcome.ENDED, visit.known))
 
     def begin(self, visit: Visit) -> None:
         """Store a new session, also an empty one."""
@@ -102,9 +97,9 @@ class Life:
         record = known if type(known) is Record else None
         changes = visit.draft.difference()
         due = record is None or visit.times.is_renewal_due(record, now)
-        if not (changes.any or visit.has_terms or (record and due)):
+        if changes is UNCHANGED and visit.remember is None and (record is None or not due):
             return Step(Outcome.KEPT, known)
-        id_ = _id_of(visit)
+        id_ = id_of(visit.token) if record is None else record.id
         if record is None:
             conditions, expires_at = visit.times.unseen(now, visit.kind)
             moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
@@ -113,13 +108,13 @@ class Life:
             record = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
             moments = {"seen_at": record.seen_at, "expires_at": record.expires_at}
         selected = document.live_seen(id_, now) | conditions
-        terms = visit.terms
+        terms: dict[str, Any] = {"remember": visit.remember[0]} if visit.remember else {}
         if visit.until is not None:  # The only moment that may move back.
             terms["expires_at"] = moments.pop("expires_at")
-        update = document.update_of(changes, moments, terms)
-        if self._sessions.attempt(lambda them: them.update_one(selected, update).matched_count):
-            outcome = Outcome.RENEWED if due or visit.has_terms else Outcome.KEPT
-            return Step(outcome, record or NOT_LOOKED, visit.draft.settled(changes))
+        change = document.update_of(changes, moments, terms)
+        if self._sessions.attempt(lambda them: update(them, selected, change)):
+            outcome = Outcome.RENEWED if due or terms else Outcome.KEPT
+            return Step(outcome, record or NOT_LOOKED, changes)
         if record is not None:
             return Step(Outcome.ENDED, known)
         return Step(Outcome.LOOK, self.look(visit))
@@ -127,7 +122,7 @@ class Life:
     def start(self, visit: Visit) -> Step:
         """Store a session that begins, unless there is nothing to store."""
         if not visit.begins:
-            return Step(Outcome.KEPT, NOTHING, visit.draft.settled(visit.draft.difference()))
+            return Step(Outcome.KEPT, NOTHING, visit.draft.difference())
         return self._insert(visit, visit.draft)
 
     def regenerate(self, visit: Visit) -> Step:
@@ -152,7 +147,7 @@ class Life:
 
     def end(self, visit: Visit) -> Step:
         """Delete the session, and store as a new one what was set since."""
-        id_, tries = _id_of(visit), 0
+        id_, tries = id_of(visit.token), 0
 
         def delete(them: Documents) -> int:
             nonlocal tries
@@ -203,7 +198,7 @@ class Life:
     def fail(self, visit: Visit) -> Step:
         """Raise the error that hid the session, if there is something to store."""
         assert type(visit.known) is Failure  # noqa: S101
-        if visit.state is State.OPEN and not (visit.draft.difference().any or visit.has_terms):
+        if visit.state is State.OPEN and not visit.has_changes:
             return Step(Outcome.KEPT, visit.known)
         raise visit.known.error
 
@@ -223,7 +218,7 @@ class Life:
     def _swap(self, visit: Visit) -> bytes | None:
         """Make a mark of the live session, and return its last image; None if it was not there."""
         login, now = visit.login, self._clock()
-        selected = document.live(_id_of(visit), now)
+        selected = document.live(id_of(visit.token), now)
         owner = visit.known.owner if type(visit.known) is Record else None
         if login is not None and type(visit.known) is not Record:
             # The mark of the same owner's login is another one, so that has to be looked at first.
@@ -241,7 +236,7 @@ class Life:
 
     def _not_swapped(self, visit: Visit) -> Step:
         """Find out why no live session was there to be given a new token."""
-        found = self._found(_id_of(visit))
+        found = self._found(id_of(visit.token))
         if type(found) is not Mark or found.successor != id_of(visit.new_token):
             return self._not_there(visit, self._live(found, visit))
         # The mark is our own: the command was carried out twice, and its first answer is lost.
@@ -271,7 +266,7 @@ class Life:
         self._say_new(visit, record)
         if not self._is_within_limit(record):
             return Step(Outcome.ENDED, NOTHING)
-        return Step(Outcome.CREATED, record, draft.settled(contents))
+        return Step(Outcome.CREATED, record, contents, draft)
 
     def _begun(self, visit: Visit, predecessor: Record | None) -> Record:
         """Return the record of a session that is about to be stored."""
@@ -295,7 +290,7 @@ class Life:
 
     def _put_back(self, visit: Visit, image: bytes) -> None:
         """Undo a swap whose successor cannot be stored, unless the session was ended since."""
-        mark = document.marked(_id_of(visit), self._clock()) | {
+        mark = document.marked(id_of(visit.token), self._clock()) | {
             "successor": id_of(visit.new_token),
             "ended": {"$exists": False},
         }
@@ -305,7 +300,7 @@ class Life:
         """Store what was set since the session was destroyed, as a new one."""
         if visit.begins:
             return self._insert(visit, visit.draft)
-        return Step(Outcome.DESTROYED, NOTHING, visit.draft.settled(visit.draft.difference()))
+        return Step(Outcome.DESTROYED, NOTHING, visit.draft.difference())
 
     def _successor(self, mark: Mark, visit: Visit) -> Record | None:
         """Return the session that a mark leads to, through further marks; None if it is over."""
@@ -392,9 +387,9 @@ class Life:
 
         The note keeps a swap that fails from being put back.
         """
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MOST_LOOKS):
             live, ending = document.live(id, self._clock()), document.ending(self._clock())
-            if self._sessions.attempt(lambda them: them.update_one(live, ending).matched_count):  # noqa: B023
+            if self._sessions.attempt(lambda them: update(them, live, ending)):  # noqa: B023
                 return True
             mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
             found = self._sessions.attempt(lambda them: them.find_one_and_update(mark, note))  # noqa: B023
@@ -458,7 +453,7 @@ class Life:
     # What the audit log is told.
 
     def _say_new(self, visit: Visit, record: Record) -> None:
-        previous = None if visit.token is None else id_of(visit.token)
+        previous = id_of(visit.token) if visit.token else None
         owner = record.owner
         if visit.login is not None:
             audit.say("login", "a visitor logged in", id=record.id, owner=owner,
@@ -471,12 +466,6 @@ class Life:
         known = visit.known
         owner = known.owner if type(known) is Record else None
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
-
-
-def _id_of(visit: Visit) -> str:
-    """Return the id under which the session of a visit stands."""
-    assert visit.token is not None  # noqa: S101
-    return id_of(visit.token)
 
 
 def _raw(them: Documents) -> Any:

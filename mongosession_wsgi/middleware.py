@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import StoreError, logger
-from .exchange import REFUSAL, UNAVAILABLE, Exchange, Exchanges, session_around
+from .exchange import EXCHANGE, REFUSAL, UNAVAILABLE, Exchange, Exchanges, session_around
 from .headers import Headers
 from .settings import Settings
 from .store import Store
@@ -40,17 +40,17 @@ class SessionMiddleware:
         store: Store | None = None,
     ) -> None:
         self._app = app
-        self._exchange_of = Exchanges(settings, store)
+        self._exchanges = Exchanges(settings, store)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if session_around(environ) is not None:  # An outer one of ours commits.
-            return self._app(environ, start_response)
-        exchange = self._exchange_of(environ)
-        exchange.publish()
+        if EXCHANGE in environ and session_around(environ) is not None:
+            return self._app(environ, start_response)  # An outer one of ours commits.
+        exchange = self._exchanges.open(environ)
         response = _Response(exchange, environ, start_response)
+        exchange.is_running = True
         try:
-            response.body = body = response.run(self._app, environ, response.start)
-            if response.started and _is_whole(body, environ):
+            response.body = body = self._app(environ, response.start)
+            if response.held is not None and (type(body) is list or _is_whole(body, environ)):
                 response.commit()
                 return body
             return response
@@ -64,6 +64,8 @@ class SessionMiddleware:
             with closing(response):
                 response.abandon()
                 raise
+        finally:
+            exchange.is_running = False
 
 
 class _Phase(Enum):
@@ -79,11 +81,11 @@ class _Response:
     __slots__ = (
         "_environ",
         "_exchange",
-        "_held",
         "_phase",
         "_start_response",
         "_write",
         "body",
+        "held",
     )
 
     def __init__(
@@ -93,13 +95,10 @@ class _Response:
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
-        self._held: tuple[str, Headers] | None = None
+        # The status and the headers that the application has started with.
+        self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
-
-    @property
-    def started(self) -> bool:
-        return self._held is not None
 
     def start(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
@@ -107,9 +106,9 @@ class _Response:
         """Be the application's `start_response` (PEP 3333): hold back what the server is to get."""
         if self._phase is _Phase.COMMITTED:
             return self._start_response(status, self._exchange.headers(headers), exc_info)
-        if self._held is not None and exc_info is None:
+        if self.held is not None and exc_info is None:
             raise AssertionError("start_response was called again without exc_info (PEP 3333)")
-        self._held = status, list(headers)
+        self.held = status, list(headers)
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -130,7 +129,7 @@ class _Response:
             while (item := self.run(next, items, None)) is not None:
                 self.commit()
                 yield item
-            if self._held is None and _SOCKET in self._environ:
+            if self.held is None and _SOCKET in self._environ:
                 self.leave()
             else:
                 self.commit()
@@ -157,9 +156,9 @@ class _Response:
         """Store the session, then hand the headers to the server: once, and in this order."""
         if self._phase is _Phase.COMMITTED:
             return
-        if self._held is None:
+        if self.held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
-        status, headers = self._held
+        status, headers = self.held
         self._exchange.commit(status)
         self._phase = _Phase.COMMITTED
         self._write = self._start_response(status, self._exchange.headers(headers))

@@ -132,8 +132,7 @@ def _session_of(request: Request) -> MongoSession:
         return MongoSession(session)
     # A subrequest with an environ, and so cookies, of its own.
     exchanges: Exchanges = request.registry[_EXCHANGE]
-    exchange = exchanges(request.environ)
-    exchange.publish()
+    exchange = exchanges.open(request.environ)
     exchange.is_running = True
     exchange.visit.secrets = (_CSRF,)
 

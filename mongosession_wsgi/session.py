@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from . import document
@@ -33,12 +34,8 @@ class Session(MutableMapping[str, Any]):
     # The mapping.
 
     def __getitem__(self, key: str) -> Any:
-        visit = self._visit
-        if key not in visit.draft.data:
-            visit.read()
-        else:
-            visit.touch()
-        return visit.draft.get(key)
+        draft = self._visit.draft
+        return (draft if key in draft.data else self._visit.read()).get(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._visit.touch()
@@ -196,9 +193,8 @@ class Session(MutableMapping[str, Any]):
         return visit.record
 
 
-def visit_of(session: Session) -> Visit:
-    """Return what stores and adapters know of a session, and applications need not."""
-    return session._visit  # noqa: SLF001
+visit_of: Callable[[Session], Visit] = attrgetter("_visit")
+"""Return what stores and adapters know of a session, and applications need not."""
 
 
 def _text(name: str, value: Any) -> str:

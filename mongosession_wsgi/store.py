@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Protocol
 
 from bson.raw_bson import RawBSONDocument
@@ -54,8 +55,7 @@ class SessionInfo:
     sealed: bool = False
 
 
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)
+utc_now: Callable[[], datetime] = partial(datetime.now, timezone.utc)
 
 
 class MongoStore:

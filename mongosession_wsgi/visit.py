@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import document
-from .document import Mark, Record, Token
-from .draft import Draft
+from .document import Changes, Mark, Record, Token
+from .draft import UNCHANGED, Draft
 from .errors import StoreError
 from .times import Times
 
@@ -69,8 +69,14 @@ class Step(NamedTuple):
 
     outcome: Outcome
     known: Known
+    stored: Changes | None = None
+    """The changes of the draft that are stored now."""
     draft: Draft | None = None
-    """The draft after the step, where that is another one."""
+    """The draft by now, where that is another one."""
+
+
+_UNTOUCHED = Draft()
+"""The draft of every visit whose session was not looked at; nobody writes to it."""
 
 
 class Visit:
@@ -100,16 +106,13 @@ class Visit:
         self.times = times
         # The keys of secrets that a framework keeps in the data; a login leaves them behind.
         self.secrets: tuple[str, ...] = ()
-        self.came_with = None if token is None else Token(token)
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all that this request saw and did, for another attempt at it."""
+        self.came_with = token
         self.state = State.UNTOUCHED
         # The token that opens the session, as far as is known: the one that came, or was issued.
-        self.token = self.came_with
-        self.known: Known = NOTHING if self.token is None else NOT_LOOKED
-        self.draft = Draft()
+        # Empty where there is none.
+        self.token = Token(token or "")
+        self.known: Known = NOT_LOOKED if token else NOTHING
+        self.draft = _UNTOUCHED
         # Whether a live session came with the request.
         self.came = False
         # The login of this request.
@@ -120,12 +123,16 @@ class Visit:
         self.remember: tuple[bool | None] | None = None
         self._new_token: Token | None = None
 
+    def restart(self) -> None:
+        """Forget all that this request saw and did, for another attempt at it."""
+        Visit.__init__(self, self.came_with, self._look, self.times)
+
     # What the application does.
 
     def touch(self) -> None:
         """Take note that the application looks at its session."""
         if self.state is State.UNTOUCHED:
-            self.state = State.OPEN
+            self.state, self.draft = State.OPEN, Draft()
 
     def look(self) -> None:
         """Ask the store, once, what stands under the token. Raises `StoreError`."""
@@ -147,16 +154,14 @@ class Visit:
     def rebased(self, record: Record) -> Draft:
         """Return the draft on top of what is stored; a login keeps no data of another owner."""
         draft, login = self.draft, self.login
-        if login is None and draft.is_untouched:
-            return Draft(record.data)
         is_anothers = login is not None and record.owner not in (None, login.owner)
         return draft.rebased(record.data, replaces=draft.replaces or is_anothers)
 
     def read(self) -> Draft:
         """Return the draft, complete: loaded, unless nothing that is stored would stay."""
         if self.state is State.UNTOUCHED:
-            self.state = State.OPEN
-        if not self.draft.replaces:
+            self.touch()
+        if type(self.known) is not Record and not self.draft.replaces:
             self.look()
         return self.draft
 
@@ -211,14 +216,9 @@ class Visit:
     # What is known of the session.
 
     @property
-    def has_terms(self) -> bool:
-        """Whether the request changes when the session is to die."""
-        return self.remember is not None
-
-    @property
-    def terms(self) -> dict[str, Any]:
-        """The fields that change with that; None for one that goes."""
-        return {} if self.remember is None else {"remember": self.remember[0]}
+    def has_changes(self) -> bool:
+        """Whether there is something to write: data, or when the session is to die."""
+        return self.draft.difference() is not UNCHANGED or self.remember is not None
 
     @property
     def record(self) -> Record | None:
@@ -243,7 +243,7 @@ class Visit:
             return self.login.remember
         if type(self.known) is Record:
             return self.known.remember
-        return True if self.token is not None and document.is_remembered(self.token) else None
+        return True if self.token.endswith(document.REMEMBERED) else None
 
     @property
     def new_token(self) -> Token:
@@ -268,27 +268,23 @@ class Visit:
 
     # What a commit came to.
 
-    def take(self, step: Step) -> None:
-        """Make a step of the commit count: the only place that does."""
+    def take(self, step: Step) -> Outcome:
+        """Make a step of the commit count: the only place that does. Return its outcome."""
         if step.draft is not None:
             self.draft = step.draft
+        if step.stored is not None:
+            self.draft.settle(step.stored)
+            self.state = State.OPEN
+            self.login = self.until = self.remember = None
         match step.outcome:
             case Outcome.LOOK:
                 self.learn(step.known)
             case Outcome.ENDED:
                 self.known, self.state = step.known, State.ENDED
             case Outcome.CREATED:
-                self.known, self.token = step.known, self.new_token
-                self._new_token = None
-                self._settle()
+                self.known, self.token, self._new_token = step.known, self.new_token, None
             case Outcome.DESTROYED:
-                self.known, self.token = step.known, None
-                self._settle()
+                self.known, self.token = step.known, Token()
             case _:
                 self.known = step.known
-                if step.draft is not None:
-                    self._settle()
-
-    def _settle(self) -> None:
-        self.state = State.OPEN
-        self.login = self.until = self.remember = None
+        return step.outcome

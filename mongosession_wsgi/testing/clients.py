@@ -36,7 +36,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
     token = jar.get(name)
     if token is not None:
         environ["HTTP_COOKIE"] = f"{name}={token}"
-    exchange = exchanges(environ)
+    exchange = exchanges.open(environ)
     yield exchange.session
     exchange.commit("200 OK")
     for header, value in exchange.headers([]):

@@ -46,6 +46,7 @@ class _Client:
         self.client = self.database = self
         self.options = SimpleNamespace(timeout=None)
         self.read_concern = SimpleNamespace(level=None)
+        self.write_concern = SimpleNamespace(document={})
         self.documents: dict[str, bytes] = {}
         self.lock = RLock()
 
@@ -56,6 +57,10 @@ class _Client:
         return _Collection(self, name, codec_options)
 
     def command(self, command: Document, *, codec_options: CodecOptions[Any]) -> Document:
+        if "update" in command:
+            sessions = _Collection(self, command["update"], codec_options)
+            (statement,) = command["updates"]
+            return {"n": sessions.update_one(statement["q"], statement["u"]).matched_count}
         sessions = _Collection(self, command["find"], codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 
@@ -77,6 +82,7 @@ class _Collection:
         self.name = name
         self.codec_options = codec_options
         self.read_concern = client.read_concern
+        self.write_concern = client.write_concern
 
     def with_options(self, codec_options: CodecOptions[Any]) -> _Collection:
         return _Collection(self.database, self.name, codec_options)
