@@ -19,9 +19,9 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from . import document
-from .errors import StoreError
 from .collection import explaining
 from .document import MARK, SESSION, expired_by
+from .errors import StoreError
 from .store import MongoStore, utc_now
 
 AT_A_TIME = 200

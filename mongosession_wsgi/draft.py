@@ -86,7 +86,8 @@ class Draft:
         If the draft `replaces`, all that is stored goes.
         """
         if not (self.data or self._stored or self.dropped or replaces):
-            return Draft(stored)
+            self.data = self._stored = stored
+            return self
         changes = self.difference()
         draft = Draft()
         draft.replaces, draft.dropped = replaces, self.dropped

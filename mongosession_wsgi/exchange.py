@@ -38,9 +38,7 @@ class Exchanges:
     that is made of them. Raises `SettingsError`.
     """
 
-    def __init__(
-        self, settings: Mapping[str, Any] | Settings, store: Store | None = None
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
         self.settings = Settings.parse(settings)
         self.cookies = CookiePolicy(self.settings)
         self.store: Store = MongoStore(self.settings) if store is None else store
@@ -121,7 +119,8 @@ class Exchange:
             visit.state = State.ENDED  # What failed is not tried again in this request.
             raise
         self._begins = outcome is Outcome.CREATED
-        self._set_cookie = self.cookie_after(outcome)
+        if outcome not in (Outcome.KEPT, Outcome.ENDED):
+            self._set_cookie = self.cookie_after(outcome)
         self._committed = True
 
     def headers(self, headers: Headers) -> Headers:
@@ -172,8 +171,6 @@ class Exchange:
         """Return the Set-Cookie header that the browser needs now, if any."""
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
-        if outcome is not Outcome.CREATED and outcome is not Outcome.RENEWED:
-            return None
         cookie = self.cookie
         if self.visit.kind is True:  # Remembered: this cookie outlives the browser in any case.
             cookie = replace(cookie, max_age=self.visit.times.remember)

@@ -48,8 +48,9 @@ class MongoSession(UserDict[str, Any], SessionMixin):
     new = _fact(lambda session: session.new)
     accessed = _fact(lambda session: visit_of(session).state is not State.UNTOUCHED)
     modified = _fact(
-        lambda session: visit_of(session).state is State.REGENERATED
-        or visit_of(session).has_changes
+        lambda session: (
+            visit_of(session).state is State.REGENERATED or visit_of(session).has_changes
+        )
     )
     copy = Session.copy  # type: ignore[assignment]
 
@@ -62,7 +63,9 @@ class MongoSession(UserDict[str, Any], SessionMixin):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "_permanent":
-            visit_of(self.data).read()  # It decides on the cookie; and what is stored is not stored again.
+            visit_of(
+                self.data
+            ).read()  # It decides on the cookie; and what is stored is not stored again.
         self.data[key] = value
 
     def clear(self) -> None:

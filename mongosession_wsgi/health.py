@@ -14,8 +14,8 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from . import document
-from .errors import StoreError
 from .collection import NOT_ALLOWED, explained
+from .errors import StoreError
 from .store import MongoStore, utc_now
 
 _LONGEST_LAG = timedelta(minutes=5)

@@ -25,7 +25,6 @@ from .visit import (
     NOTHING,
     Failure,
     Known,
-    Login,
     Nothing,
     NotLooked,
     Outcome,
@@ -275,7 +274,7 @@ class Life:
             remember = visit.remember[0] if visit.remember else predecessor.remember
             moved = predecessor._replace(id=id_, data={}, remember=remember)
             return times.used(moved, now, visit.until)
-        idle = times.idle(visit.kind)
+        idle = times.idle[visit.kind]
         idle_until = visit.until or (None if idle is None else now + idle)
         return Record(
             id=id_,
@@ -372,7 +371,7 @@ class Life:
         among = {"_id": {"$in": ids}}
         found = self._sessions.attempt(lambda them: list(them.find(among, {"data": 0})))
         known = map(document.outline, found)
-        return [one.id for one in known if type(one) is Record or (one and one.successor)]
+        return [one.id for one in known if one and getattr(one, "successor", one)]
 
     def of_owner(self, owner: str) -> Iterator[Record | Mark]:
         """Return the sessions of an owner, without their data, and the marks that lead to some."""

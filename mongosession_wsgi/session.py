@@ -174,9 +174,7 @@ class Session(MutableMapping[str, Any]):
 
         Raises `SessionDataError` if `owner` is no str or empty, or `label` no str.
         """
-        self._visit.log_in(
-            Login(_text("owner", owner), bool(remember) or None, _label(label))
-        )
+        self._visit.log_in(Login(_text("owner", owner), bool(remember) or None, _label(label)))
 
     def destroy(self) -> None:
         """End the session at the commit and forget its data.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,21 +23,20 @@ class Times:
     """The idle time of a remembered session; `session_remember`."""
     lifetime: timedelta | None
     """The longest life, counted from the creation or the last login; `session_lifetime`."""
+    idle: Mapping[bool | None, timedelta | None] = field(init=False, repr=False)
+    """The idle time by `Record.remember`; None where the application said the moment itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "idle", {None: self.expires, True: self.remember, False: None})
 
     @classmethod
     def of(cls, settings: Settings) -> Times:
         """Return the times that these settings say."""
         return cls(settings.idle, settings.remember, settings.lifetime)
 
-    def idle(self, remember: bool | None) -> timedelta | None:
-        """Return the idle time of a session; None where the application said the moment itself."""
-        if remember is None:
-            return self.expires
-        return self.remember if remember else None
-
     def end_of(self, record: Record) -> datetime:
         """Return when a stored session dies: the earliest of the three moments."""
-        idle = self.idle(record.remember)
+        idle = self.idle[record.remember]
         end = record.expires_at
         if idle is not None:
             end = min(end, record.seen_at + idle)
@@ -56,14 +56,14 @@ class Times:
         if until is not None:
             expires_at = self.expiry(now, record.created_at, until)
         else:
-            idle = self.idle(record.remember)
+            idle = self.idle[record.remember]
             idle_until = record.expires_at if idle is None else now + idle
             expires_at = max(self.expiry(now, record.created_at, idle_until), record.expires_at)
         return record._replace(seen_at=seen_at, expires_at=expires_at)
 
     def is_renewal_due(self, record: Record, now: datetime) -> bool:
         """Say whether a session that was only read is to live longer: after a tenth of its time."""
-        idle = self.idle(record.remember)
+        idle = self.idle[record.remember]
         pause = _RENEW_AT_LEAST_EVERY if idle is None else min(idle / 10, _RENEW_AT_LEAST_EVERY)
         return now - record.seen_at >= pause
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from . import document
 from .document import Changes, Mark, Record, Token
@@ -98,9 +98,7 @@ class Visit:
         "until",
     )
 
-    def __init__(
-        self, token: str | None, look: Callable[[Visit], Known], times: Times
-    ) -> None:
+    def __init__(self, token: str | None, look: Callable[[Visit], Known], times: Times) -> None:
         self._look = look
         # When the session dies, by the settings of now.
         self.times = times
