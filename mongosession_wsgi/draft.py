@@ -37,9 +37,9 @@ class Draft:
     def get(self, key: str) -> Any:
         """Return a value; if it can be changed in place, take note of what it was."""
         value = self.data[key]
-        if type(value) not in document.IMMUTABLE and key not in self._prints:
-            if value is self._stored.get(key):
-                self._prints[key] = document.encode(key, value)
+        may_change = type(value) not in document.IMMUTABLE
+        if may_change and key not in self._prints and value is self._stored.get(key):
+            self._prints[key] = document.encode(key, value)
         return value
 
     def set(self, key: str, value: Any) -> None:

@@ -91,7 +91,7 @@ class Life:
     # The moves.
 
     def write(self, visit: Visit) -> Step:
-        """Write the difference, and move the expiry. There is no upsert: the session must be live."""
+        """Write the difference, and move the expiry, of a session that must be live: no upsert."""
         known, now = visit.known, self._clock()
         record = known if type(known) is Record else None
         changes = visit.draft.difference()
@@ -328,22 +328,22 @@ class Life:
         be, and None if there was nothing to end. A login is only followed if that is asked for,
         and it was the same owner's.
         """
-        awaited: str | None = None
-        passed: set[str] = set()
-        while id not in passed:
-            found = self._end_one(id)
+        this, passed = id, set[str]()
+        while this not in passed:
+            found = self._end_one(this)
             if found is True:
                 return 1
             if found is False:
-                if id != awaited:
+                if not passed:
                     return None
-                if self._forestall(id):
+                if self._forestall(this):
                     return 0
                 continue  # It was stored just now.
-            passed.add(id)
-            if not found.goes_on or (found.by_login and not past_logins) or found.successor is None:
+            passed.add(this)
+            goes_on = found.goes_on and (past_logins or not found.by_login)
+            if not goes_on or found.successor is None:
                 return None
-            id = awaited = found.successor
+            this = found.successor
         return None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
