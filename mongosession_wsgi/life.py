@@ -90,33 +90,37 @@ class Life:
 
     # The moves.
 
+    def write_unseen(self, visit: Visit) -> Step:
+        """Write the difference of a session that was not looked at, and move its expiry."""
+        changes, now = visit.draft.difference(), self._clock()
+        if changes is UNCHANGED:
+            return Step(Outcome.KEPT, NOT_LOOKED)
+        conditions, expires_at = visit.times.unseen(now, visit.kind)
+        moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
+        selected = document.live_seen(id_of(visit.token), now) | conditions
+        change = document.update_of(changes, moments, {})
+        if self._sessions.attempt(lambda them: update(them, selected, change)):
+            return Step(Outcome.RENEWED, NOT_LOOKED, changes)
+        return Step(Outcome.LOOK, self.look(visit))
+
     def write(self, visit: Visit) -> Step:
-        """Write the difference, and move the expiry, of a session that must be live: no upsert."""
-        known, now = visit.known, self._clock()
-        record = known if type(known) is Record else None
-        changes = visit.draft.difference()
-        due = record is None or visit.times.is_renewal_due(record, now)
-        if changes is UNCHANGED and visit.remember is None and (record is None or not due):
-            return Step(Outcome.KEPT, known)
-        id_ = id_of(visit.token) if record is None else record.id
-        if record is None:
-            conditions, expires_at = visit.times.unseen(now, visit.kind)
-            moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
-        else:
-            conditions = {}
-            record = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
-            moments = {"seen_at": record.seen_at, "expires_at": record.expires_at}
-        selected = document.live_seen(id_, now) | conditions
-        terms: dict[str, Any] = {"remember": visit.remember[0]} if visit.remember else {}
+        """Write the difference, and move the expiry when that is due. There is no upsert."""
+        record, changes, now = visit.known, visit.draft.difference(), self._clock()
+        assert type(record) is Record  # noqa: S101
+        due = visit.times.is_renewal_due(record, now)
+        if changes is UNCHANGED and visit.remember is None and not due:
+            return Step(Outcome.KEPT, record)
+        used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
+        moments, terms = {"seen_at": used.seen_at, "expires_at": used.expires_at}, {}
+        if visit.remember is not None:
+            terms["remember"] = used.remember
         if visit.until is not None:  # The only moment that may move back.
             terms["expires_at"] = moments.pop("expires_at")
         change = document.update_of(changes, moments, terms)
+        selected = document.live_seen(record.id, now)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
-            outcome = Outcome.RENEWED if due or terms else Outcome.KEPT
-            return Step(outcome, record or NOT_LOOKED, changes)
-        if record is not None:
-            return Step(Outcome.ENDED, known)
-        return Step(Outcome.LOOK, self.look(visit))
+            return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
+        return Step(Outcome.ENDED, record)
 
     def start(self, visit: Visit) -> Step:
         """Store a session that begins, unless there is nothing to store."""
@@ -474,7 +478,7 @@ def _raw(them: Documents) -> Any:
 MOVES: dict[State, dict[type[Known], Move]] = {
     State.UNTOUCHED: {},
     State.OPEN: {
-        NotLooked: Life.write,
+        NotLooked: Life.write_unseen,
         Record: Life.write,
         Nothing: Life.start,
         Failure: Life.fail,

@@ -170,7 +170,7 @@ class _Response:
             self._exchange.close()
 
     def abandon(self) -> None:
-        """Give up what a failed request did, but for `destroy()`: all, or what came after its commit."""
+        """Give up what a failed request did, or did since its commit; but carry out `destroy()`."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.ABANDONED
             self._exchange.abandon()
