@@ -85,6 +85,7 @@ class Life:
 
     def begin(self, visit: Visit) -> None:
         """Store a new session, also an empty one."""
+        visit.touch()
         with self._in_time():
             visit.take(self._insert(visit, visit.draft))
 

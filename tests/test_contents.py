@@ -18,6 +18,7 @@ from markupsafe import Markup
 from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
+from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
 
 Point = namedtuple("Point", "x y")
@@ -275,7 +276,7 @@ def test_numbers_of_another_type_are_a_change(store: MongoStore, stored: Collect
     session = store.create({"a": 1, "b": float("nan")})
     session["a"] = True
     session["b"] = float("nan")
-    assert list(session.changes().assigned) == ["a"]
+    assert list(visit_of(session).draft.difference().assigned) == ["a"]
 
 
 def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_next(
@@ -283,10 +284,11 @@ def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_
 ) -> None:
     session = store.create({"cart": [1]})
     session["cart"].append(2)
-    changes = session.changes()
+    draft = visit_of(session).draft
+    changes = draft.difference()
     session["cart"].append(3)
-    session.settle(changes, session.record, session.token)
-    assert session.changes().assigned == {"cart": [1, 2, 3]}
+    draft.settle(changes)
+    assert draft.difference().assigned == {"cart": [1, 2, 3]}
 
 
 def test_a_session_keeps_the_object_that_it_was_given(store: MongoStore) -> None:
