@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -99,12 +99,22 @@ def test_socketio_within_the_middleware_has_the_session_of_the_handshake() -> No
     app.wsgi_app = SessionMiddleware(app.wsgi_app, {}, store=store)  # type: ignore[method-assign]
     socketio.on_event("message", remember)
     with served(app) as port:
-        told = talked_by_socketio(port, browsing(port, "/in"), ["one", "two"])
-    assert told == [
-        {"seen": "by HTTP", "last": "one"},
-        {"seen": "by HTTP", "last": "two"},
-    ]
-    assert data_in(store) == [{"seen": "by HTTP"}]
+        cookie = browsing(port, "/in")
+        with connection_to(port, "/socket.io/?EIO=4&transport=websocket", cookie) as connection:
+            assert connection.recv().startswith("0")
+            connection.send("40")
+            assert connection.recv().startswith("40")
+            connection.send('420["message", "hello"]')
+            assert told(connection) == {"seen": "by HTTP", "last": "hello"}
+            assert data_in(store) == [{"seen": "by HTTP"}]
+            browsing(port, "/out", cookie)
+            connection.send('421["message", "more"]')
+            assert told(connection) == {"seen": "by HTTP", "last": "more"}
+
+
+def told(connection: Any) -> Any:
+    (answer,) = json.loads(connection.recv().lstrip("0123456789"))
+    return answer
 
 
 def remember(text: str) -> dict[str, Any]:
@@ -114,23 +124,17 @@ def remember(text: str) -> dict[str, Any]:
 
 def test_a_socket_of_flask_sock_asks_the_store_again() -> None:
     pytest.importorskip("flask_sock")
-    websocket = pytest.importorskip("websocket")
     page, store = block_with("import Sock\n"), MemoryStore()
     page["store"] = store
     with served(with_pages(page["app"], store)) as port:
         cookie = browsing(port, "/in")
-        connection = websocket.create_connection(
-            f"ws://localhost:{port}/chat", cookie=cookie, timeout=LONGEST_WAIT
-        )
-        try:
+        with connection_to(port, "/chat", cookie) as connection:
             connection.send("hello")
             assert connection.recv() == "stored"
             assert data_in(store) == [{"seen": "by HTTP", "last_message": "hello"}]
             browsing(port, "/out", cookie)
             connection.send("more")
             assert connection.recv() == ""  # The server has closed the socket.
-        finally:
-            connection.shutdown()
     assert data_in(store) == []
 
 
@@ -150,33 +154,21 @@ def served(app: Flask) -> Iterator[int]:
 
 def browsing(port: int, path: str, cookie: str = "") -> str:
     """Ask for a page; return the cookie that comes back."""
-    answer, _ = asked(port, "GET", path, cookie)
+    with closing(HTTPConnection("localhost", port, timeout=LONGEST_WAIT)) as connection:
+        connection.request("GET", path, headers={"Cookie": cookie} if cookie else {})
+        answer = connection.getresponse()
+        answer.read()
+    assert answer.status == 200
     return (answer.getheader("Set-Cookie") or "").partition(";")[0]
 
 
-def asked(
-    port: int, method: str, path: str, cookie: str, body: str | None = None
-) -> tuple[HTTPResponse, str]:
-    with closing(HTTPConnection("localhost", port, timeout=LONGEST_WAIT)) as connection:
-        connection.request(method, path, body, {"Cookie": cookie} if cookie else {})
-        answer = connection.getresponse()
-        text = answer.read().decode()
-    assert answer.status == 200, text
-    return answer, text
-
-
-def talked_by_socketio(port: int, cookie: str, messages: list[str]) -> list[Any]:
-    """Send messages by long polling; return what each is answered with."""
-    path = "/socket.io/?EIO=4&transport=polling"
-    _, opened = asked(port, "GET", path, cookie)
-    path += f"&sid={json.loads(opened[1:])['sid']}"
-    asked(port, "POST", path, cookie, "40")
-    _, connected = asked(port, "GET", path, cookie)
-    assert connected.startswith("40")
-    answers = []
-    for text in messages:
-        asked(port, "POST", path, cookie, f"420{json.dumps(['message', text])}")
-        _, answer = asked(port, "GET", path, cookie)
-        answers += json.loads(answer.removeprefix("430"))
-    asked(port, "POST", path, cookie, "1")
-    return answers
+@contextmanager
+def connection_to(port: int, path: str, cookie: str) -> Iterator[Any]:
+    """Open a WebSocket."""
+    websocket = pytest.importorskip("websocket")
+    url = f"ws://localhost:{port}{path}"
+    connection = websocket.create_connection(url, cookie=cookie, timeout=LONGEST_WAIT)
+    try:
+        yield connection
+    finally:
+        connection.shutdown()
