@@ -142,9 +142,8 @@ class Life:
             record = document.decode(image)
             if type(record) is not Record or visit.times.end_of(record) <= self._clock():
                 return self._not_there(visit, NOTHING)
-            draft = visit.rebased(record)
             try:
-                return self._insert(visit, draft, record)
+                return self._insert(visit, visit.rebased(record), record)
             except SessionDataError:
                 self._put_back(visit, image)
                 raise
