@@ -13,11 +13,12 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient, monitoring
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, StoreError, administration
-from mongosession_wsgi.administration import Administration, Selection
+from mongosession_wsgi import MongoStore, StoreError
+from mongosession_wsgi.cli import administration
+from mongosession_wsgi.cli.administration import Administration, Selection
+from mongosession_wsgi.cli.health import Finding, Health, Verdict
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
-from mongosession_wsgi.health import Finding, Health, Verdict
 
 from .conftest import Clock
 from .proxy import Proxy, command_of

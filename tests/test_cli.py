@@ -19,7 +19,8 @@ import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, administration
+from mongosession_wsgi import MongoStore
+from mongosession_wsgi.cli import administration
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
@@ -233,7 +234,7 @@ def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) 
 
 
 def test_a_percent_encoded_password_is_read_from_an_ini_file_doubled_or_not(tmp_path: Path) -> None:
-    from mongosession_wsgi.connection import read
+    from mongosession_wsgi.cli.connection import read
 
     for written in ("mongodb://u:a%40b@h", "mongodb://u:a%%40b@h"):
         (tmp_path / "s.ini").write_text(
@@ -491,7 +492,7 @@ def test_purge_deletes_what_has_expired(
 GATED = """
 import sys, time
 from pymongo import monitoring
-from mongosession_wsgi import administration
+from mongosession_wsgi.cli import administration
 from mongosession_wsgi.cli import main
 
 class Gate(monitoring.CommandListener):

@@ -18,9 +18,9 @@ import bson
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
-from . import document
-from .errors import StoreError
-from .store import FORM, MARK, MongoStore, expired_by, explaining, utc_now
+from .. import document
+from ..errors import StoreError
+from ..store import FORM, MARK, MongoStore, expired_by, explaining, utc_now
 
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""

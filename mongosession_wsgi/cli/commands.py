@@ -17,14 +17,15 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from . import __version__, console
+from .. import __version__
+from ..embedded import serve
+from ..errors import SessionError
+from ..settings import span
+from ..store import MongoStore, utc_now
+from . import console
 from .administration import Administration, Selection
 from .connection import Connection
-from .embedded import serve
-from .errors import SessionError
 from .health import Health, Verdict
-from .settings import span
-from .store import MongoStore, utc_now
 
 F = TypeVar("F", bound=Callable[..., Any])
 

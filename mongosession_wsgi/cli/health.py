@@ -13,9 +13,9 @@ import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
-from . import document
-from .errors import StoreError
-from .store import NOT_ALLOWED, MongoStore, explained, utc_now
+from .. import document
+from ..errors import StoreError
+from ..store import NOT_ALLOWED, MongoStore, explained, utc_now
 
 _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""

@@ -11,9 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError
-from .settings import Settings
-from .store import MongoStore
+from ..errors import SettingsError
+from ..settings import Settings
+from ..store import MongoStore
 
 _VARIABLES = {
     "MONGODB_URI": "mongodb_host",
