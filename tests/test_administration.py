@@ -191,7 +191,7 @@ def test_data_is_sent_only_where_it_is_asked_for(settings: dict[str, Any]) -> No
         assert found is not None
         assert looking.statistics().live == 1
         assert b"xyzzy" not in b"".join(sent)
-        assert looking.data(session.id) == {"word": "xyzzy"}
+        assert looking.whole(session.id) == (found, {"word": "xyzzy"})
         assert b"xyzzy" in sent[-1]
         assert list(looking.sessions(Selection())) == [found]
 

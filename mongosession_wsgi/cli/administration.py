@@ -1,13 +1,14 @@
-"""Look through all sessions, end many of them, and find out whether all is well with them.
+"""Look through all sessions, and end many of them.
 
-Nothing here is called for a request. What may be long is yielded piece by piece, so that a million
-sessions need no more memory than one batch; data leaves MongoDB only where it is asked for.
+Nothing here is called for a request. Long results are yielded piece by piece, so that a million
+sessions need no more memory than one batch; data leaves MongoDB only if it is asked for.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,19 +18,32 @@ from typing import Any, NamedTuple
 import bson
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
+from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
 from ..errors import StoreError
-from ..store import FORM, MARK, MongoStore, expired_by, explaining, utc_now
+from ..store import FORM, MARK, NOT_ALLOWED, MongoStore, expired_by, explaining, utc_now
+from .indexes import Index, old_index
 
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_SESSION = FORM | {"_id": {"$type": "string"}}
+_PLAIN, _SEALED = document.VERSION, 2
+VERSIONS = (_PLAIN, _SEALED)
+"""The versions of the stored form. The data of a sealed session can't be read here."""
+
+_SESSION = FORM | {"_id": {"$type": "string"}, "v": {"$in": VERSIONS}}
 _SIZE = {"$bsonSize": "$$ROOT"}
-_SUMMARY = {"owner": 1, "created_at": 1, "seen_at": 1, "expires_at": 1, "size": _SIZE}
+SIZED = {"v": 1, "size": _SIZE}
+"""A projection that has the server tell the size of a document."""
+_NAMES = ("owner", "label", "remember", "created_at", "seen_at", "expires_at")
+_OUTLINE = dict.fromkeys(_NAMES, 1) | {"v": 1}
+REFUSED = {NOT_ALLOWED, 8000}
+"""The codes of errors: not for this user; not in this tier of Atlas."""
+_NO_LACK = REFUSED | {18, 50, 11601, 16500}
+"""The codes of errors that say nothing of what a server can do: not allowed, too late, too busy."""
 
 SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
 AGES = tuple(
@@ -38,15 +52,23 @@ AGES = tuple(
 )
 
 
+class NotAllowedError(StoreError):
+    """The user of the database may not do that."""
+
+
 class Summary(NamedTuple):
-    """What is known of a session without its data; `size` is in bytes."""
+    """What is known of a session without its data."""
 
     id: str
     owner: str | None
     created_at: datetime
     seen_at: datetime
     expires_at: datetime
-    size: int
+    size: int | None
+    """In bytes; None if the server does not tell it."""
+    label: str | None = None
+    remembered: bool = False
+    sealed: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +96,14 @@ class Statistics:
     """How many sessions there are, and of what kinds.
 
     Of the live ones, `sizes` counts those below each of `SIZES` and, last, those above all; `ages`
-    since they were created and `idle` since they were last used, the same by `AGES`.
+    since they were created and `idle` since they were last used, the same by `AGES`. A server that
+    does not tell sizes leaves the sessions without, and `sized` False.
     """
 
     live: int = 0
     expired: int = 0
     logged_in: int = 0
+    sized: bool = True
     bytes: int = 0
     largest: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
@@ -98,9 +122,17 @@ class Administration:
         self.store = store
         self._clock = clock
 
+    # Looking.
+
     def count(self, selection: Selection) -> int:
         """Return how many live sessions are selected."""
         return self._counted(selection.conditions(self._clock()))
+
+    def count_ids(self, ids: Sequence[str]) -> int:
+        """Return how many of these ids are of live sessions, or of such as have a new id by now."""
+        live = {"v": {"$in": VERSIONS}, "expires_at": {"$gt": self._clock()}}
+        among, not_ended = {"_id": {"$in": ids}}, {"ended": {"$ne": True}}
+        return self._counted(among | live | not_ended)
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""
@@ -109,37 +141,116 @@ class Administration:
     def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
         conditions = selection.conditions(self._clock())
-        with explaining():
-            found = self.store.collection.find(conditions, _SUMMARY, batch_size=_READ_AT_A_TIME)
-            if newest:
-                found = found.sort("seen_at", -1).limit(newest)
-            with found:
-                for raw in found:
+        try:
+            with explaining(), closing(self._outlines(conditions, newest)) as outlines:
+                for raw in outlines:
                     summary = _summary(raw)
                     if summary is not None:
                         yield summary
+        except StoreError as error:
+            if selection.larger_than is not None and _is_lack(error.__cause__):
+                words = "This server cannot select sessions by their size: it has no $bsonSize"
+                raise StoreError(words) from error.__cause__
+            raise
 
     def session(self, id: str) -> Summary | None:
         """Return what is known of the live session of this public id, or None."""
-        raw = self._found(id, _SUMMARY)
-        return None if raw is None else _summary(raw)
+        conditions = self._live(id)
+        with explaining(), closing(self._outlines(conditions)) as outlines:
+            raw = next(outlines, None)
+            found = None if raw is None else _summary(raw)
+            if found is None or found.size is not None:
+                return found
+            whole = self.store.collection.find_one(conditions)
+        return None if whole is None else found._replace(size=len(whole.raw))
 
-    def data(self, id: str) -> dict[str, Any] | None:
-        """Return what the application keeps in the live session of this public id, or None."""
-        raw = self._found(id, None)
-        record = None if raw is None else document.decode(bytes(raw.raw))
-        return record.data if isinstance(record, document.Record) else None
+    def whole(self, id: str) -> tuple[Summary, dict[str, Any]] | None:
+        """Return the live session of this public id with its data, or None.
+
+        There is no data of a session that is sealed.
+        """
+        with explaining():
+            raw = self.store.collection.find_one(self._live(id))
+        found = None if raw is None else _summary(raw)
+        if raw is None or found is None:
+            return None
+        found = found._replace(size=len(raw.raw))
+        if found.sealed:
+            return found, {}
+        record = document.decode(bytes(raw.raw))
+        return (found, record.data) if isinstance(record, document.Record) else None
+
+    def statistics(self) -> Statistics:
+        """Count the sessions; MongoDB does it, and sends only the counts."""
+        now = self._clock()
+        statistics = Statistics(expired=self.count_expired())
+        stages = _counting(Selection().conditions(now), now)
+        try:
+            with explaining(), self.store.collection.aggregate(stages) as groups:
+                for group in groups:
+                    _add_group(statistics, group)
+        except StoreError as error:
+            if not _is_lack(error.__cause__):
+                raise
+            return self._counted_here(now)
+        return statistics
+
+    def doubt(self) -> str | None:
+        """Say that the database or the collection is not there, which no empty answer tells.
+
+        None if it is there, or if this user may not know.
+        """
+        collection = self.store.collection
+        database = collection.database
+        try:
+            names = database.list_collection_names(authorizedCollections=True)
+            if collection.name in names:
+                return None
+            if not names and database.name not in database.client.list_database_names():
+                return f"MongoDB has no database {database.name}; is the name right?"
+        except PyMongoError:
+            return None
+        return f"{database.name} has no collection {collection.name}; is the name right?"
+
+    # Indexes.
+
+    def indexes(self) -> list[Index] | None:
+        """Return the indexes of the collection; None if this user may not list them."""
+        try:
+            with explaining():
+                return [dict(index) for index in self.store.collection.list_indexes()]
+        except StoreError as error:
+            if not _is_refusal(error.__cause__):
+                raise
+            return None
+
+    def old_index(self) -> str | None:
+        """Return the name of the TTL index that version 1 made, which reaches all documents."""
+        return old_index(self.indexes() or [])
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index. Raises `NotAllowedError` if this user may not."""
+        try:
+            with explaining():
+                self.store.collection.drop_index(name)
+        except StoreError as error:
+            if not _is_refusal(error.__cause__):
+                raise
+            raise NotAllowedError(str(error)) from error.__cause__
+
+    # Ending.
 
     def end(self, selection: Selection) -> Iterator[int]:
         """End the selected sessions batch by batch; yield how many each batch ended.
 
-        One that is used in the meantime, so that it is selected no more, lives on. Where nothing
+        A session that is used in the meantime, so that it is selected no more, lives on. If nothing
         but an owner is asked for, the sessions end too that are just being regenerated.
         """
         begun = self._clock()
         conditions = selection.conditions(begun)
         # Later looks leave those alone that began since, or there would be no end of them.
-        yield from self._deleted(conditions, conditions | {"created_at": {"$lte": begun}})
+        later = conditions | {"created_at": {"$lte": begun}}
+        yield from self._over_and_over(self._end, conditions, later)
         if selection.idle_for is None and selection.larger_than is None:
             marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
             if selection.owner is not None:
@@ -150,31 +261,52 @@ class Administration:
     def purge(self) -> Iterator[int]:
         """Delete what has expired, batch by batch; yield how many each batch deleted."""
         expired = expired_by(self._clock())
-        yield from self._deleted(expired, expired)
+        yield from self._over_and_over(self._delete, expired, expired)
 
-    def statistics(self) -> Statistics:
-        """Count the sessions; MongoDB does it, and sends only the counts."""
-        now = self._clock()
-        statistics = Statistics(expired=self.count_expired())
-        stages = _counting(Selection().conditions(now), now)
-        with explaining(), self.store.collection.aggregate(stages, allowDiskUse=True) as groups:
-            for group in groups:
-                kind, count = group["_id"], group["count"]
-                statistics.live += count
-                statistics.logged_in += count * kind["logged_in"]
-                statistics.bytes += group["bytes"]
-                statistics.largest = max(statistics.largest, group["largest"])
-                statistics.sizes[kind["size"]] += count
-                statistics.ages[kind["age"]] += count
-                statistics.idle[kind["idle"]] += count
-        return statistics
+    # What these are made of.
 
-    def _found(self, id: str, projection: dict[str, Any] | None) -> RawBSONDocument | None:
+    def _live(self, id: str) -> dict[str, Any]:
         this = {"_id": id}
-        live = Selection().conditions(self._clock())
-        with explaining():
-            # The id comes first: the embedded server searches by the first index it meets.
-            return self.store.collection.find_one(this | live | this, projection)
+        # The id comes first: the embedded server searches by the first index it meets.
+        return this | Selection().conditions(self._clock()) | this
+
+    def _outlines(
+        self, conditions: dict[str, Any], newest: int = 0
+    ) -> Generator[RawBSONDocument, None, None]:
+        """Yield what matches without its data; without its size, too, if the server can't tell."""
+        find = self.store.collection.find
+        for projection in (_OUTLINE | SIZED, _OUTLINE):
+            found = find(conditions, projection, batch_size=_READ_AT_A_TIME)
+            if newest:
+                found = found.sort("seen_at", -1).limit(newest)
+            with found:
+                try:
+                    first = next(found, None)
+                except OperationFailure as error:
+                    if projection is _OUTLINE or not _is_lack(error):
+                        raise
+                    continue
+                if first is not None:
+                    yield first
+                    yield from found
+                return
+
+    def _counted_here(self, now: datetime) -> Statistics:
+        """Count the sessions in this process, for a server that can't."""
+        statistics = Statistics(expired=self.count_expired())
+        ages = [age.total_seconds() for age in AGES]
+        for one in self.sessions(Selection()):
+            statistics.live += 1
+            statistics.logged_in += one.owner is not None
+            statistics.ages[bisect_right(ages, (now - one.created_at).total_seconds())] += 1
+            statistics.idle[bisect_right(ages, (now - one.seen_at).total_seconds())] += 1
+            if one.size is None:
+                statistics.sized = False
+                continue
+            statistics.bytes += one.size
+            statistics.largest = max(statistics.largest, one.size)
+            statistics.sizes[bisect_right(SIZES, one.size)] += 1
+        return statistics
 
     def _counted(self, conditions: dict[str, Any]) -> int:
         with explaining():
@@ -186,30 +318,38 @@ class Administration:
             for raw in found:
                 yield raw["_id"]
 
-    def _deleted(self, conditions: dict[str, Any], later: dict[str, Any]) -> Iterator[int]:
-        """Delete what matches; look again for what matches `later`, until nothing does.
+    def _over_and_over(
+        self,
+        remove: Callable[[list[Any], dict[str, Any]], int],
+        conditions: dict[str, Any],
+        later: dict[str, Any],
+    ) -> Iterator[int]:
+        """Remove what matches; look again for what matches `later`, until nothing does.
 
         One look misses a session that is regenerated under way, to an id where it has been
-        already; and it ends where a connection breaks, or with an election.
+        already; and it ends if a connection breaks, or with an election.
         """
-        deleted = 1
-        while deleted:
-            deleted = 0
+        removed = 1
+        while removed:
+            removed = 0
             try:
-                for count in self._deleted_at_a_look(conditions):
-                    deleted += count
-                    yield count
+                # Closed here, also by an interruption: no cursor can be once its client is.
+                with closing(self._ids(conditions)) as found:
+                    for ids in _batches(found):
+                        count = remove(ids, conditions)
+                        removed += count
+                        yield count
             except StoreError:
-                if not deleted:
+                if not removed:
                     raise
             else:
                 conditions = later
 
-    def _deleted_at_a_look(self, conditions: dict[str, Any]) -> Iterator[int]:
-        # Closed here, also by an interruption: no cursor can be once its client is.
-        with closing(self._ids(conditions)) as found:
-            for ids in _batches(found):
-                yield self.store.delete(ids, conditions)
+    def _end(self, ids: list[Any], conditions: dict[str, Any]) -> int:
+        return self.store.delete(ids, conditions)
+
+    def _delete(self, ids: list[Any], conditions: dict[str, Any]) -> int:
+        return self.store.delete(ids, conditions)
 
 
 def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
@@ -239,6 +379,31 @@ def _bucket(value: Any, bounds: Iterable[int]) -> dict[str, Any]:
     return {"$switch": {"branches": branches, "default": len(branches)}}
 
 
+def _add_group(statistics: Statistics, group: RawBSONDocument) -> None:
+    """Add the sessions of one kind, as MongoDB has counted them."""
+    kind, count = group["_id"], group["count"]
+    statistics.live += count
+    statistics.logged_in += count * kind["logged_in"]
+    statistics.ages[kind["age"]] += count
+    statistics.idle[kind["idle"]] += count
+    if not group.get("largest"):  # Some servers leave expressions out, and tell no size.
+        statistics.sized = False
+        return
+    statistics.bytes += group["bytes"]
+    statistics.largest = max(statistics.largest, group["largest"])
+    statistics.sizes[kind["size"]] += count
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Say whether the database, or the tier of Atlas, does not allow a command."""
+    return isinstance(error, OperationFailure) and error.code in REFUSED
+
+
+def _is_lack(error: BaseException | None) -> bool:
+    """Say whether a server refused a command because it cannot do that."""
+    return isinstance(error, OperationFailure) and not error.timeout and error.code not in _NO_LACK
+
+
 def _summary(raw: RawBSONDocument) -> Summary | None:
     """Return what is known; None for what only a look at its values shows to be no session."""
     try:
@@ -248,5 +413,15 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
     record = document.read(found | {"v": document.VERSION, "data": {}})
     if not isinstance(record, document.Record):
         return None
-    moments = (record.created_at, record.seen_at, record.expires_at)
-    return Summary(record.id, record.owner, *moments, found["size"])
+    size, label = found.get("size"), found.get("label")
+    return Summary(
+        id=record.id,
+        owner=record.owner,
+        created_at=record.created_at,
+        seen_at=record.seen_at,
+        expires_at=record.expires_at,
+        size=int(size) if isinstance(size, int | float) else None,
+        label=label if isinstance(label, str) else None,
+        remembered=found.get("remember") is True,
+        sealed=found.get("v") == _SEALED,
+    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,71 +18,39 @@ import click
 from .. import __version__
 from ..embedded import serve
 from ..errors import SessionError
-from ..settings import span
 from ..store import MongoStore, utc_now
-from . import console
-from .administration import Administration, Selection
-from .connection import Connection
-from .health import Health, Verdict
+from . import console, streams
+from .administration import Administration, NotAllowedError, Selection, Summary
+from .arguments import TakesIds, argument, as_id, as_ids, as_size, as_span, option
+from .connection import Connection, reach
+from .console import counted
+from .health import Health
+from .indexes import has_ttl
+from .streams import say
+from .verdicts import Finding, Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FAILED, _MISUSED, _INTERRUPTED, _PIPE_BROKEN = 1, 2, 130, 141
+_FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
 _LONGEST = timedelta(minutes=10)
 """The time for one command to MongoDB that looks at all sessions."""
-_ID = re.compile("[A-Za-z0-9_-]{43}")
-_UNITS = {"": 1, "k": 1024, "m": 1024**2}
-
-
-def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
-    """Read a length of time, as the settings take it."""
-    try:
-        return None if value is None else span(value)
-    except ValueError as error:
-        raise click.BadParameter(f"must be {error}", ctx, param) from None
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read a number of bytes."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,12})\s*([km]?)i?b?", value.strip().lower())
-    if match is None:
-        raise click.BadParameter("must be bytes, such as 500, 10k or 1M", ctx, param)
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _id(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Check a public id, so that a mistyped option is not taken for one."""
-    if not _ID.fullmatch(value):
-        message = f"{value!r} is no public id: they have 43 characters, and list shows them"
-        raise click.BadParameter(message, ctx, param)
-    return value
-
-
-def _ids(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Check public ids, and leave out what is given twice."""
-    return tuple(dict.fromkeys(_id(ctx, param, one) for one in value))
-
-
-class _TakesIds(click.Command):
-    """A command whose arguments are ids, of which one in 64 begins like an option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" not in args:
-            ids = [one for one in args if one.startswith("-") and _ID.fullmatch(one)]
-            args = [one for one in args if one not in ids] + ["--", *ids]
-        return super().parse_args(ctx, args)
+_NOTHING = "No session matches."
 
 
 class _Program(click.Group):
-    """All commands; click itself would exit with 1 where a pipe is broken."""
+    """All commands; click itself would exit with 1 if a pipe is broken."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        with _silent_ends():
+            return super().make_context(*arguments, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            _end_in_silence()
+            with _silent_ends():
+                return super().invoke(ctx)
+        except SessionError as error:
+            console.failure(error, _connection().secrets)
+            ctx.exit(_FAILED)
 
 
 def _examples(*lines: str) -> str:
@@ -100,17 +66,17 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 def _connecting(command: F) -> F:
     """Give a command, or the program, the options that say where the sessions are."""
     told: dict[str, Any] = {"expose_value": False, "callback": _remember}
-    for option in reversed((
-        click.option("--settings", "file", metavar="FILE", type=click.Path(path_type=Path),
+    for give in reversed((
+        option("--settings", "file", metavar="FILE", type=click.Path(path_type=Path),
                      help="The application's settings: YAML, JSON or INI.", **told),
-        click.option("--section", metavar="NAME", help="The section of an INI file.", **told),
-        click.option("--uri", metavar="URI", help="Instead of MONGODB_URI.", **told),
-        click.option("--db", "database", metavar="NAME", help="Instead of MONGOSESSION_DB.",
+        option("--section", metavar="NAME", help="The section of an INI file.", **told),
+        option("--uri", metavar="URI", help="Instead of MONGODB_URI.", **told),
+        option("--db", "database", metavar="NAME", help="Instead of MONGOSESSION_DB.",
                      **told),
-        click.option("--coll", "collection", metavar="NAME", help="Instead of MONGOSESSION_COLL.",
+        option("--coll", "collection", metavar="NAME", help="Instead of MONGOSESSION_COLL.",
                      **told),
     )):  # fmt: skip
-        command = option(command)
+        command = give(command)
     return command
 
 
@@ -131,48 +97,72 @@ def program() -> None:
     Where they are is told by --settings FILE, by --uri, --db and --coll, or by MONGODB_URI,
     MONGOSESSION_DB and MONGOSESSION_COLL in the environment; before the subcommand or after it.
     """
+    click.get_current_context().ensure_object(Connection)
 
 
 @program.command(
     epilog=_examples("check --settings production.yaml", "check --db shop || mail ops")
 )
 @_connecting
-def check() -> None:
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(as_json: bool) -> None:
     """Look at the connection, the server, the indexes and the clocks, and try a session.
 
     Prints a line with a verdict for each, and exits with 1 if anything is wrong. The session that
     is tried is deleted again.
     """
+    connection = _connection()
+    found: list[Finding] = []
     with _store(None) as store:
-        wrong = False
-        for found in Health(store).findings():
-            console.finding(found)
-            wrong |= found.verdict is Verdict.WRONG
-    if wrong:
-        sys.exit(_FAILED)
+        for one in Health(store, reach=reach, hint=connection.hint).findings():
+            found.append(one)
+            if not as_json:
+                console.finding(one, connection.secrets)
+    if as_json:
+        click.echo(json.dumps(console.findings_as_json(found, connection.secrets)))
+    if Verdict.WRONG in {one.verdict for one in found}:
+        _exit(_FAILED)
 
 
 @program.command(epilog=_examples("init --db shop", "init --settings production.yaml --sharded"))
 @_connecting
-@click.option("--sharded", is_flag=True, help="Also print how to shard the collection.")
+@option("--sharded", is_flag=True, help="Also print how to shard the collection.")
 def init(sharded: bool) -> None:
-    """Make the indexes; nothing happens to those that are there."""
-    with _store(_LONGEST) as store:
-        store.ensure_indexes()
-        name = store.collection.full_name
-        click.echo(f"{name} has its indexes: TTL on expires_at, and owner.", err=sharded)
+    """Make the indexes; those that are there already stay.
+
+    The TTL index of version 1 is replaced: it deletes all documents that expire, also such as are
+    no sessions.
+    """
+    with _administration() as administration:
+        old = _drop_old_index(administration)
+        try:
+            administration.store.ensure_indexes()
+        except SessionError:
+            if old is not None:
+                say(f"{old} was dropped, and nothing is in its place yet. Run this again.")
+            raise
+        made = administration.indexes()
+        collection = administration.store.collection
+    name, database = collection.full_name, collection.database.name
+    click.echo(f"{name} has its indexes: TTL on expires_at, and owner.", err=sharded)
+    if old is not None:
+        click.echo(f"{old}, which deleted other documents too, is replaced.", err=sharded)
+    if made is not None and not has_ttl(made):
+        say(f"This server has no TTL, so {_connection().hint('purge')} has to delete what expires.")
     if sharded:
-        click.echo(f"sh.enableSharding({json.dumps(store.collection.database.name)})")
+        click.echo(f"sh.enableSharding({json.dumps(database)})")
         click.echo(f'sh.shardCollection({json.dumps(name)}, {{ _id: "hashed" }})')
 
 
 @program.command(epilog=_examples("stats --db shop", "stats --db shop --json | jq .live"))
 @_connecting
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def stats(as_json: bool) -> None:
     """Count the sessions, and show how large and how old they are."""
     with _administration() as administration:
         found = administration.statistics()
+        if not found.live + found.expired:
+            _say_doubt(administration)
     if as_json:
         click.echo(json.dumps(console.as_json(found)))
     else:
@@ -188,15 +178,18 @@ def stats(as_json: bool) -> None:
     ),
 )
 @_connecting
-@click.option("--owner", metavar="O", help="Only those of this owner.")
-@click.option(
-    "--idle-for", callback=_span, metavar="TIME", help="Only those not used for so long: 2h, 30d."
+@option("--owner", metavar="O", help="Only those of this owner.")
+@option(
+    "--idle-for", callback=as_span, metavar="TIME", help="Only those not used for so long: 2h, 30d."
 )
-@click.option(
-    "--larger-than", callback=_size, metavar="BYTES", help="Only those of more bytes: 500, 10k, 1M."
+@option(
+    "--larger-than",
+    callback=as_size,
+    metavar="BYTES",
+    help="Only those of more bytes: 500, 10k, 1M.",
 )
-@click.option("--newest", type=click.IntRange(1), metavar="N", help="The N that were used last.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("--newest", type=click.IntRange(1), metavar="N", help="The N that were used last.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(
     owner: str | None,
     idle_for: timedelta | None,
@@ -214,28 +207,34 @@ def list_(
         _administration() as administration,
         closing(administration.sessions(selection, newest=newest or 0)) as found,
     ):
-        lines = console.json_rows(found) if as_json else console.rows(found, utc_now())
+        noted = _noted(administration, found)
+        lines = console.json_rows(noted) if as_json else console.rows(noted, utc_now())
         for line in lines:
             sys.stdout.write(line + "\n")
 
 
-@program.command(cls=_TakesIds, epilog=_examples("show ID", "show ID --data"))
+@program.command(cls=TakesIds, epilog=_examples("show ID", "show ID --data"))
 @_connecting
-@click.argument("id", callback=_id)
-@click.option("--data", is_flag=True, help="Also what the application keeps in it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@argument("id", callback=as_id)
+@option("--data", is_flag=True, help="Also what the application keeps in it.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(id: str, data: bool, as_json: bool) -> None:
     """Show one session by its public id, the first column of list."""
     with _administration() as administration:
-        summary = administration.session(id)
-        contents = administration.data(id) if data else None
+        whole = administration.whole(id) if data else None
+        summary, contents = whole or (administration.session(id), None)
+        doubt = administration.doubt() if summary is None else None
     if summary is None:
-        raise click.ClickException(f"no live session has the id {id}")
+        words = f"no live session has the id {id}"
+        raise click.ClickException(words if doubt is None else f"{words}\n{doubt}")
+    if data and whole is None:
+        words = f"the data of {id} cannot be read, so the application finds no session there"
+        raise click.ClickException(words)
     console.session(summary, contents, as_json=as_json)
 
 
 @program.command(
-    cls=_TakesIds,
+    cls=TakesIds,
     epilog=_examples(
         "revoke ID ID",
         "revoke --owner alice --yes",
@@ -244,17 +243,17 @@ def show(id: str, data: bool, as_json: bool) -> None:
     ),
 )
 @_connecting
-@click.argument("ids", nargs=-1, metavar="[ID]...", callback=_ids)
-@click.option("--owner", metavar="O", help="All of this owner.")
-@click.option(
+@argument("ids", nargs=-1, metavar="[ID]...", callback=as_ids)
+@option("--owner", metavar="O", help="All of this owner.")
+@option(
     "--idle-for",
-    callback=_span,
+    callback=as_span,
     metavar="TIME",
     help="All that were not used for so long: 2h, 30d.",
 )
-@click.option("--all", "every", is_flag=True, help="All there are.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@option("--all", "every", is_flag=True, help="All there are.")
+@option("--yes", is_flag=True, help="Do not ask.")
+@option("--dry-run", is_flag=True, help="Only say how many it would be.")
 def revoke(
     ids: tuple[str, ...],
     owner: str | None,
@@ -273,32 +272,38 @@ def revoke(
         raise click.UsageError("which sessions? Give ids, or --owner, --idle-for or both, or --all")
     with _administration() as administration:
         selection = Selection(owner, idle_for)
-        total = len(ids) if ids else administration.count(selection)
+        total = administration.count_ids(ids) if ids else administration.count(selection)
         if dry_run:
-            click.echo(f"{total:,} sessions would be ended.")
-        elif not _agreed(f"End {total:,} sessions?", yes):
-            raise click.ClickException("nothing was ended")
+            click.echo(f"{counted(total, 'session')} would be ended.")
+        elif not (total or yes):
+            click.echo(_NOTHING)
+        elif not (yes or _agreed(f"End {counted(total, 'session')}?")):
+            say("Nothing was ended.")
         else:
             ending = map(administration.store.revoke, ids) if ids else administration.end(selection)
-            _work("ended", "sessions", total, ending)
+            _work("ended", "session", total, ending, _NOTHING)
+        if not total:
+            _say_doubt(administration)
 
 
 @program.command(epilog=_examples("purge --db shop", "purge --settings production.yaml --dry-run"))
 @_connecting
-@click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@option("--dry-run", is_flag=True, help="Only say how many it would be.")
 def purge(dry_run: bool) -> None:
     """Delete what has expired, for a server whose TTL monitor is off."""
     with _administration() as administration:
         total = administration.count_expired()
         if dry_run:
-            click.echo(f"{total:,} expired documents would be deleted.")
+            click.echo(f"{counted(total, 'expired document')} would be deleted.")
         else:
-            _work("deleted", "expired documents", total, administration.purge())
+            _work("deleted", "expired document", total, administration.purge())
+        if not total:
+            _say_doubt(administration)
 
 
 @program.command(epilog=_examples("embedded", "embedded ./data --port 27017"))
-@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0 takes a free one.")
+@argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@option("--port", type=click.IntRange(0, 65535), default=0, help="0 takes a free one.")
 def embedded(folder: Path | None, port: int) -> None:
     """Run the embedded server until Ctrl-C, and print its URI.
 
@@ -312,37 +317,56 @@ def embedded(folder: Path | None, port: int) -> None:
 
 def run() -> int:
     """Run the command line; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     try:
-        program.main(prog_name="mongosession", standalone_mode=False)
+        code = _ran()
         sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except SessionError as error:
-        click.echo(f"Error: {error}", err=True)
-        return _FAILED
-    except click.Abort:
-        click.echo("Interrupted.", err=True)
-        return _INTERRUPTED
     except BrokenPipeError:
         _end_in_silence()
-    return 0
+    except OSError as error:
+        streams.drop_output(sys.stdout)
+        say(f"Error: {error.filename or 'the output could not be written'}: {error.strerror}")
+        return _FAILED
+    return code
+
+
+def _ran() -> int:
+    try:
+        return program.main(prog_name="mongosession", standalone_mode=False) or 0
+    except click.ClickException as error:
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    except click.Abort:
+        say("Interrupted.")
+        return _INTERRUPTED
+
+
+@contextmanager
+def _silent_ends() -> Iterator[None]:
+    """Exit as a program does whose reader has enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        _end_in_silence()
 
 
 def _end_in_silence() -> NoReturn:
-    """Exit as a program does whose reader has enough."""
-    # What is left in the buffer has nowhere to go; Python would complain at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.drop_output(sys.stdout)
     sys.exit(_PIPE_BROKEN)
+
+
+def _exit(code: int) -> NoReturn:
+    click.get_current_context().exit(code)
+
+
+def _connection() -> Connection:
+    return click.get_current_context().ensure_object(Connection)
 
 
 @contextmanager
 def _store(longest: timedelta | None) -> Iterator[MongoStore]:
-    connection = click.get_current_context().find_object(Connection) or Connection()
-    store = connection.store(os.environ, longest)
+    store = _connection().store(os.environ, longest)
     try:
         yield store
     finally:
@@ -352,19 +376,52 @@ def _store(longest: timedelta | None) -> Iterator[MongoStore]:
 @contextmanager
 def _administration() -> Iterator[Administration]:
     with _store(_LONGEST) as store:
+        reach(store)
         yield Administration(store)
 
 
-def _agreed(question: str, yes: bool) -> bool:
+def _drop_old_index(administration: Administration) -> str | None:
+    """Drop the TTL index of version 1; return its name if it was there and is gone."""
+    name = administration.old_index()
+    if name is None:
+        return None
     try:
-        return yes or click.confirm(question, err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise click.ClickException("nobody is there to be asked; give --yes") from None
+        administration.drop_index(name)
+    except NotAllowedError:
+        say(f"{name} stays, which deletes other documents too: this user may not drop it.")
+        return None
+    return name
 
 
-def _work(done: str, what: str, total: int, batches: Iterator[int]) -> None:
+def _noted(administration: Administration, found: Iterator[Summary]) -> Iterator[Summary]:
+    """Pass sessions on; say at the end what an empty or incomplete list does not tell."""
+    count = unsized = 0
+    for one in found:
+        count += 1
+        unsized += one.size is None
+        yield one
+    if unsized:
+        say("The sizes are unknown: this server does not tell them ($bsonSize).")
+    if not count:
+        if sys.stdout.isatty():
+            say(_NOTHING)
+        _say_doubt(administration)
+
+
+def _say_doubt(administration: Administration) -> None:
+    doubt = administration.doubt()
+    if doubt is not None:
+        say(doubt)
+
+
+def _agreed(question: str) -> bool:
+    agreed = streams.ask(question)
+    if agreed is None and not sys.stdin.isatty():
+        raise click.ClickException("there is nobody to ask; give --yes to go on without a question")
+    return bool(agreed)
+
+
+def _work(done: str, what: str, total: int, batches: Iterator[int], nothing: str = "") -> None:
     """Do what yields counts, show how far it is, and say how far it came."""
     count = 0
     try:
@@ -373,11 +430,10 @@ def _work(done: str, what: str, total: int, batches: Iterator[int]) -> None:
                 count += batch
                 bar.update(bar.task_ids[0], completed=count)
     except KeyboardInterrupt:
-        click.echo(
-            f"Interrupted: {count:,} of {total:,} {what} {done}. Run it again to go on.", err=True
-        )
-        sys.exit(_INTERRUPTED)
+        so_far = f"{count:,} of {counted(total, what)} {done}"
+        say(f"Interrupted: {so_far}. Run it again to go on.")
+        _exit(_INTERRUPTED)
     except SessionError:
-        click.echo(f"{count:,} of {total:,} {what} {done} before it failed.", err=True)
+        say(f"{count:,} of {counted(total, what)} {done} before it failed.")
         raise
-    click.echo(f"{count:,} {what} {done}.")
+    click.echo(nothing if nothing and not count else f"{counted(count, what)} {done}.")

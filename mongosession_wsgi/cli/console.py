@@ -1,4 +1,4 @@
-"""What the command shows: in columns and colours on a terminal, by tabs in a pipe."""
+"""The output of the command: columns and colours on a terminal, fields between tabs in a pipe."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from bson import json_util
+from bson.binary import UuidRepresentation
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from .administration import AGES, SIZES, Statistics, Summary
-from .health import Finding, Verdict
+from .reasons import reason, without_users
+from .streams import say
+from .verdicts import Finding, Verdict
 
 _STYLES = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.WRONG: "bold red"}
-_JSON = json_util.RELAXED_JSON_OPTIONS
+_JSON = json_util.JSONOptions(
+    json_mode=json_util.JSONMode.RELAXED, uuid_representation=UuidRepresentation.STANDARD
+)
 _BAR = 40
+_ID, _SPAN, _SIZE = 43, 4, 8
+"""The widths of columns."""
+_LEAST_TEXT = 8
+_DRIVER = "The driver says: "
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _SIZES = (("MiB", 1024**2), ("KiB", 1024))
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun: 1 session, 2 sessions."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def printable(text: str) -> str:
@@ -53,6 +68,23 @@ def in_span(span: timedelta) -> str:
     return "0s"
 
 
+def _or_plain(text: str, plain: str) -> str:
+    """Return `text`, or `plain` if the encoding of stdout lacks its letters."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return plain
+    return text
+
+
+def _in_column(text: str, width: int) -> str:
+    """Return `text` cut or filled to so many cells of a terminal; some letters take two."""
+    text = printable(text)
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    return set_cell_size(text, width - 1) + _or_plain("…", "~")
+
+
 class _Console(Console):
     """A console that leaves a broken pipe to the command; rich would exit with 1."""
 
@@ -71,15 +103,22 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
         for one in summaries:
             moments = (one.created_at, one.seen_at, one.expires_at)
             texts = (one.id, printable(one.owner or ""), *map(datetime.isoformat, moments))
-            yield "\t".join((*texts, str(one.size)))
+            yield "\t".join((*texts, "" if one.size is None else str(one.size)))
         return
-    width = max(shutil.get_terminal_size().columns - 68, 8)
-    yield f"{'ID':43} {'OWNER':{width}} {'IDLE':>5} {'LEFT':>5} {'SIZE':>9}"
+    room = shutil.get_terminal_size().columns - _ID - 2 * _SPAN - _SIZE - 5
+    label = max(room // 2, _LEAST_TEXT)
+    owner = max(room - label, _LEAST_TEXT)
+    head = (
+        f"{'ID':{_ID}} {'OWNER':{owner}} {'LABEL':{label}} "
+        f"{'IDLE':>{_SPAN}} {'LEFT':>{_SPAN}} {'SIZE':>{_SIZE}}\n"
+    )
     for one in summaries:
-        owner = "-" if one.owner is None else printable(one.owner)
-        owner = owner if len(owner) <= width else owner[: width - 1] + "…"
         idle, left = in_span(now - one.seen_at), in_span(one.expires_at - now)
-        yield f"{one.id:43} {owner:{width}} {idle:>5} {left:>5} {in_size(one.size):>9}"
+        size = "-" if one.size is None else in_size(one.size)
+        texts = _in_column(one.owner or "-", owner), _in_column(one.label or "-", label)
+        row = f"{one.id:{_ID}} {' '.join(texts)} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
+        yield head + row
+        head = ""
 
 
 def json_rows(summaries: Iterable[Summary]) -> Iterator[str]:
@@ -91,17 +130,26 @@ def json_rows(summaries: Iterable[Summary]) -> Iterator[str]:
 def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> None:
     """Print one session, and its data unless that is None."""
     shown = _summary(summary)
-    if data is not None:
+    if data is not None and not summary.sealed:
+        # Escaped, because it may hold anything that a visitor typed.
         shown["data"] = json.loads(json_util.dumps(data, json_options=_JSON))
     if as_json:
         print(json.dumps(shown))
         return
+    optional = ("label", "remembered", "sealed")
     for name, value in shown.items():
-        if name != "data":
-            print(f"{name:12}{printable(value) if isinstance(value, str) else value}")
-    if data is not None:
-        # Escaped, because it may hold anything that a visitor typed.
+        if name != "data" and (value or name not in optional):
+            print(f"{name:12}{_in_words(value)}")
+    if "data" in shown:
         print(json.dumps(shown["data"], indent=2))
+    elif data is not None:
+        print(f"{'data':12}sealed: only the visitor's cookie opens it")
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, str):
+        return printable(value)
+    return "-" if value is None else "yes" if value is True else str(value)
 
 
 def _summary(one: Summary) -> dict[str, Any]:
@@ -111,10 +159,36 @@ def _summary(one: Summary) -> dict[str, Any]:
     }
 
 
-def finding(found: Finding) -> None:
-    """Print one line of a health check."""
+def finding(found: Finding, secrets: Iterable[str]) -> None:
+    """Print one line of a health check, and below it the driver's words for an error."""
     verdict = Text(f"{found.verdict.value:5}", _STYLES[found.verdict])
-    styled(Text.assemble(verdict, f"  {found.what:20} {found.words}"))
+    styled(Text.assemble(verdict, f"  {found.what:20} {printable(found.words)}"))
+    words = None if found.error is None else reason(found.error, secrets)
+    if words is not None:
+        styled(Text(f"{'':28}{_DRIVER}{printable(words)}"))
+
+
+def findings_as_json(findings: Iterable[Finding], secrets: Iterable[str]) -> dict[str, Any]:
+    """Return a health check for programs."""
+    lines = [
+        {
+            "what": found.what,
+            "verdict": found.verdict.value.lower(),
+            "words": found.words,
+            "driver": None if found.error is None else reason(found.error, secrets),
+        }
+        for found in findings
+    ]
+    return {"well": all(line["verdict"] != "wrong" for line in lines), "findings": lines}
+
+
+def failure(error: BaseException, secrets: Iterable[str] = ()) -> None:
+    """Print an error of ours to stderr, and below it the driver's words."""
+    words = reason(error, secrets)
+    say(
+        f"Error: {without_users(str(error))}",
+        *([] if words is None else [f"{_DRIVER}{printable(words)}"]),
+    )
 
 
 def statistics(found: Statistics) -> None:
@@ -126,20 +200,25 @@ def statistics(found: Statistics) -> None:
         ("expired", found.expired),
     ):
         styled(Text(f"{what:14}{count:>12,}"))
-    if found.live:
+    if not found.sized:
+        styled(Text(f"{'size':14}{'unknown':>12}  this server does not tell it ($bsonSize)"))
+    elif found.live:
         mean = found.bytes / found.live
         styled(Text(f"{'size':14}{in_size(found.bytes):>12}  "
                     f"mean {in_size(mean)}, largest {in_size(found.largest)}"))  # fmt: skip
     sizes, ages = [in_size(size) for size in SIZES], [in_span(age) for age in AGES]
-    for title, counts, bounds in (
-        ("Size", found.sizes, sizes),
-        ("Age, since created or logged in", found.ages, ages),
-        ("Idle, since last used", found.idle, ages),
-    ):
-        styled(Text(f"\n{title}", "bold"))
-        for label, count in histogram(counts, bounds):
-            bar = "█" * round(_BAR * count / (max(counts.values(), default=0) or 1))
-            styled(Text.assemble(f"  {label:>10} {count:>10,} ", (bar, "cyan")))
+    if found.sized:
+        _histogram("Size", found.sizes, sizes)
+    _histogram("Age, since created or logged in", found.ages, ages)
+    _histogram("Idle, since last used", found.idle, ages)
+
+
+def _histogram(title: str, counts: Counter[int], bounds: Sequence[str]) -> None:
+    styled(Text(f"\n{title}", "bold"))
+    most, block = max(counts.values(), default=0) or 1, _or_plain("█", "#")
+    for label, count in buckets(counts, bounds):
+        bar = block * round(_BAR * count / most)
+        styled(Text.assemble(f"  {label:>10} {count:>10,} ", (bar, "cyan")))
 
 
 def as_json(found: Statistics) -> dict[str, Any]:
@@ -150,9 +229,9 @@ def as_json(found: Statistics) -> dict[str, Any]:
         "logged_in": found.logged_in,
         "anonymous": found.anonymous,
         "expired": found.expired,
-        "bytes": found.bytes,
-        "largest_bytes": found.largest,
-        "sizes": _buckets(found.sizes, "below_bytes", SIZES),
+        "bytes": found.bytes if found.sized else None,
+        "largest_bytes": found.largest if found.sized else None,
+        "sizes": _buckets(found.sizes, "below_bytes", SIZES) if found.sized else None,
         "ages": _buckets(found.ages, "below_seconds", ages),
         "idle": _buckets(found.idle, "below_seconds", ages),
     }
@@ -162,7 +241,7 @@ def _buckets(counts: Counter[int], name: str, bounds: Sequence[float]) -> list[d
     return [{name: bound, "count": counts[n]} for n, bound in enumerate((*bounds, None))]
 
 
-def histogram(counts: Counter[int], bounds: Sequence[str]) -> Iterator[tuple[str, int]]:
+def buckets(counts: Counter[int], bounds: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield the label and the count of each bucket."""
     for bucket in range(len(bounds) + 1):
         label = f"< {bounds[bucket]}" if bucket < len(bounds) else f">= {bounds[-1]}"
@@ -174,6 +253,6 @@ def progress(what: str, total: int) -> Iterator[Progress]:
     """Show a bar on stderr, if that is a terminal; its only task has the number 0."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (total and console.is_terminal)) as bar:
         bar.add_task(what, total=total)
         yield bar
