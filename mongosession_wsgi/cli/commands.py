@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
 _LONGEST = timedelta(minutes=10)
 """The time for one command to MongoDB that looks at all sessions."""
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
 _NOTHING = "No session matches."
 
 
@@ -325,7 +327,8 @@ def run() -> int:
         _end_in_silence()
     except OSError as error:
         streams.drop_output(sys.stdout)
-        say(f"Error: {error.filename or 'the output could not be written'}: {error.strerror}")
+        what = "the output could not be written: " if error.errno in _NOT_WRITTEN else ""
+        say(f"Error: {what}{error}")
         return _FAILED
     return code
 

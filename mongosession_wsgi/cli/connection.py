@@ -69,6 +69,8 @@ class Connection:
             "mongodb_session_coll": self.collection,
         }
         given = {key: value for key, value in options.items() if value}
+        if self.section is not None and self.file is None:
+            raise click.UsageError("--section is the section of a file; give --settings too")
         if self.file is None:
             found: dict[str, Any] = _variables(environment, given)
         else:
@@ -134,7 +136,7 @@ def reach(store: MongoStore) -> None:
         if any(server.is_server_type_known for server in servers):
             return
         if errors and len(errors) == len(servers) and all(map(_is_final, errors)):
-            error = ServerSelectionTimeoutError(", ".join(errors))
+            error = ServerSelectionTimeoutError(", ".join(sorted(errors)))
             raise StoreError(explained(error)) from error
         sleep(_BETWEEN_LOOKS)
 

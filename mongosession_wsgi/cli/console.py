@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
+from uuid import UUID
 
 from bson import json_util
 from bson.binary import UuidRepresentation
@@ -132,7 +134,8 @@ def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> 
     shown = _summary(summary)
     if data is not None and not summary.sealed:
         # Escaped, because it may hold anything that a visitor typed.
-        shown["data"] = json.loads(json_util.dumps(data, json_options=_JSON))
+        written = json_util.dumps(data, json_options=_JSON)
+        shown["data"] = json.loads(written, object_hook=_with_uuid)
     if as_json:
         print(json.dumps(shown))
         return
@@ -144,6 +147,15 @@ def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> 
         print(json.dumps(shown["data"], indent=2))
     elif data is not None:
         print(f"{'data':12}sealed: only the visitor's cookie opens it")
+
+
+def _with_uuid(found: dict[str, Any]) -> dict[str, Any]:
+    """Write the bytes of a UUID as people know them."""
+    match found:
+        case {"$binary": {"base64": str(text), "subType": "04"}}:
+            with suppress(ValueError):
+                return {"$uuid": str(UUID(bytes=b64decode(text)))}
+    return found
 
 
 def _in_words(value: object) -> str:

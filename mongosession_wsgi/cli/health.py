@@ -265,8 +265,7 @@ def _finding_of(what: str, error: Exception, needs: str) -> Finding:
     if isinstance(error, SessionError):
         return Finding(what, Verdict.WRONG, str(error), error)
     verdict = Verdict.NOTE if needs else Verdict.WRONG
-    words = f"the server's answer is not MongoDB's ({type(error).__name__}: {error})"
-    return Finding(what, verdict, words, error)
+    return Finding(what, verdict, f"this look failed: {type(error).__name__}: {error}", error)
 
 
 def _moment(told: Any) -> datetime | None:

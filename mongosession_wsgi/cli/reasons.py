@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote_plus, unquote, unquote_plus
 
 from pymongo.errors import OperationFailure
 
 _USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://)\S*@")
 _SECRET_OPTION = re.compile("password|mechanismprop", re.IGNORECASE)
-_TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)")
+_TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)|(?<=\.\d)\d+(?=s, Topology)")
+"""What the driver adds about its settings, and the many digits of a time."""
 _TOPOLOGY = re.compile(r", Topology Description: .*", re.DOTALL)
 _TOO_SHORT = 4
 """A secret of fewer characters is only removed where it stands alone."""
@@ -72,5 +73,7 @@ def _secrets_of_uri(uri: str) -> Iterator[str]:
 def _forms(secret: str) -> Iterator[str]:
     for form in (secret, unquote(secret), unquote_plus(secret)):
         yield form
+        yield quote_plus(form)
+        yield quote_plus(form.strip())
         yield form.strip()
         yield repr(form)[1:-1]

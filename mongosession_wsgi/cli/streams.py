@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from select import select
 from typing import TextIO
 
@@ -25,6 +26,7 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
 
 
 def drop_output(stream: TextIO) -> None:
