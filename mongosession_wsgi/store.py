@@ -89,7 +89,8 @@ class MongoStore:
 
         `times` say when it dies, if a framework has settings of its own for that.
         """
-        return Session(Visit(token, self._life.look, times or self._times))
+        seals = self.settings.sealed
+        return Session(Visit(token, self._life.look, times or self._times, seals=seals))
 
     def create(self, data: Mapping[str, Any] | None = None) -> Session:
         """Return a new session that is stored already, also if it is empty."""
@@ -254,7 +255,8 @@ def _info(record: Record, size: int) -> SessionInfo:
         seen_at=record.seen_at,
         expires_at=record.expires_at,
         size=size,
-        data=record.data,
+        data=record.data if record.version == document.PLAIN else {},
         label=record.label,
         remembered=record.remember is True,
+        sealed=record.version == document.SEALED,
     )

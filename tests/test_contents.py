@@ -18,8 +18,8 @@ from markupsafe import Markup
 from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
-from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
+from mongosession_wsgi.session import visit_of
 
 Point = namedtuple("Point", "x y")
 UTC_NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=timezone.utc)

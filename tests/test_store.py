@@ -18,8 +18,8 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
 from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
-from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.document import Record, decode, id_of
+from mongosession_wsgi.session import visit_of
 
 from .conftest import Clock
 

@@ -87,13 +87,9 @@ class Adopting(MemoryStore):
 
 
 class Regenerating(MemoryStore):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self._life.regenerate = None
-
     def flush(self, session):
         visit = session._visit
-        if visit.state.name == "REGENERATED" and visit.came:
+        if visit.state.name == "REGENERATED" and visit.record:
             return visit.take(self._life._insert(visit, visit.draft, visit.record))
         return super().flush(session)
 
