@@ -84,7 +84,7 @@ class Draft:
         """Set a value. Raises `SessionDataError` for one that cannot be stored."""
         document.check(key, value)
         if self._sealed is not None:
-            self._sealed.pop(self._sealed.seal.name(key), None)
+            self._open(key)
         if self.data is self._stored:
             self.data = self._stored.copy()
         self.data[key] = value
@@ -127,7 +127,7 @@ class Draft:
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
         self.complete()
-        return self._against({})
+        return self._against({})._replace(replaces=True)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
         """Return this request's changes as changes of what is stored by now.
