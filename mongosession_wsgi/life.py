@@ -258,8 +258,9 @@ class Life:
         record = self._begun(visit, predecessor)
         contents = draft.contents()
         stored = RawBSONDocument(document.document_of(record, contents))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored))
         self._sessions.ensure_indexes_in_passing()
-        if not self._sessions.attempt(lambda them: insert(them, stored)):
+        if not is_new:
             found = self._found(record.id)
             if found is None:
                 raise StoreError(
