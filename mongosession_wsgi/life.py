@@ -272,8 +272,9 @@ class Life:
         contents = draft.contents()
         seal = _new_seal(visit.new_token)
         stored = RawBSONDocument(document.document_of(record, contents, seal))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored))
         self._sessions.ensure_indexes_in_passing()
-        if not self._sessions.attempt(lambda them: insert(them, stored)):
+        if not is_new:
             found = self._found(record.id)
             if found is None:
                 raise StoreError(
