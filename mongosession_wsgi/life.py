@@ -147,12 +147,12 @@ class Life:
             record = self._live(document.decode(image), visit)
             if type(record) is not Record:
                 return self._not_there(visit, NOTHING)
-            draft = visit.rebased(record)
-            draft.complete()
-            if type(visit.known) is Nothing:  # A sealed value that does not open: left alone.
-                self._put_back(visit, image)
-                return Step(Outcome.ENDED, NOTHING)
             try:
+                draft = visit.rebased(record)
+                draft.complete()
+                if type(visit.known) is Nothing:  # A sealed value that does not open: left alone.
+                    self._put_back(visit, image)
+                    return Step(Outcome.ENDED, NOTHING)
                 return self._insert(visit, draft, record)
             except SessionDataError:
                 self._put_back(visit, image)
