@@ -101,9 +101,11 @@ class SessionCollection:
 
         The driver repeats writes too, but not on a standalone server. `size` is that of `once`.
         """
-        begun = monotonic()
+        begun, documents = monotonic(), self._made.get(os.getpid())
         try:
-            return self.once(command, size)
+            if documents is None or self._is_direct:
+                return self.once(command, size)
+            return _run(documents, command, size)
         except StoreError as error:
             if not may_be_repeated(error.__cause__):
                 raise
@@ -116,9 +118,6 @@ class SessionCollection:
         `size` is the number of bytes that the command makes a document have, where that is known:
         any refusal of more than MongoDB holds is a `SessionDataError`, whatever the server's words.
         """
-        documents = self._made.get(os.getpid())
-        if documents is not None and not self._is_direct:
-            return _run(documents, command, size)
         # What is done before the command takes of its time.
         with self.deadline(monotonic()):
             documents = self.documents
