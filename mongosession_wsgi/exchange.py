@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .caching import Headers, keep_cookie_private, vary_on_cookie
 from .cookie import CookiePolicy
 from .errors import warn
+from .headers import Headers, keep_cookie_private, vary_on_cookie
 from .session import State
 from .store import Outcome, Store
 

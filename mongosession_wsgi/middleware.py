@@ -7,10 +7,10 @@ from contextlib import closing
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .caching import Headers
 from .cookie import CookiePolicy
 from .errors import StoreError, logger
 from .exchange import RETRY_AFTER, UNAVAILABLE, Exchange
+from .headers import Headers
 from .session import Session
 from .settings import Settings
 from .store import MongoStore, Store

@@ -24,8 +24,8 @@ from mongosession_wsgi import (
     SessionMiddleware,
     StoreError,
 )
-from mongosession_wsgi.caching import keep_cookie_private, vary_on_cookie
 from mongosession_wsgi.document import id_of
+from mongosession_wsgi.headers import keep_cookie_private, vary_on_cookie
 
 from . import fuzz
 from .conftest import Clock
