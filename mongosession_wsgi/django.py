@@ -13,9 +13,11 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.signals import setting_changed
 
 from .cookie import TOKEN
+from .document import Mark, Record
 from .errors import SettingsError
-from .session import Session, State
+from .session import Session, visit_of
 from .store import MongoStore
+from .visit import Failure, State
 
 
 @cache
@@ -52,9 +54,13 @@ class SessionStore(SessionBase):
     @property
     def modified(self) -> bool:
         """Whether there is something to save, also within a value. Of an ended session, nothing."""
-        if self.session_key is not None and self._stored.state is State.ENDED:
+        visit = visit_of(self._stored)
+        is_over = visit.state is State.ENDED or type(visit.known) is Mark
+        if self.session_key is not None and is_over:
             return False
-        return self._modified or (self._stored.record is not None and self._updated().changes().any)
+        if type(visit.known) is not Record:
+            return self._modified
+        return self._modified or visit_of(self._updated()).has_changes
 
     @modified.setter
     def modified(self, modified: bool) -> None:
@@ -72,10 +78,10 @@ class SessionStore(SessionBase):
         return _opened(session_key).id is not None
 
     def load(self) -> dict[str, Any]:
-        if self._stored.failure is None:
+        if type(visit_of(self._stored).known) is not Failure:
             self._stored = _opened(self.session_key)
         # One that was regenerated away keeps its key, or else Django expires the new one's cookie.
-        if self._stored.id is None and self._stored.mark is None:
+        if self._stored.id is None and type(visit_of(self._stored).known) is not Mark:
             self._session_key = None
         return self._stored.copy()
 
@@ -90,7 +96,7 @@ class SessionStore(SessionBase):
             self.create()
         else:
             self._write()
-        if self._stored.state is State.ENDED:
+        if visit_of(self._stored).state is State.ENDED:
             raise UpdateError("The session was ended by another request.")
 
     def delete(self, session_key: str | None = None) -> None:
@@ -130,9 +136,9 @@ class SessionStore(SessionBase):
         if self.owner is not None and self.owner != self._stored.owner:
             self._stored.login(self.owner)
         session = self._updated()
-        session.live_until(self.get_expiry_date().astimezone(timezone.utc))
+        visit_of(session).live_until(self.get_expiry_date().astimezone(timezone.utc))
         mongo_store().flush(session)
-        if session.state is not State.ENDED:
+        if visit_of(session).state is not State.ENDED:
             self._session_key, self._session_cache = session.token, session.copy()
 
 

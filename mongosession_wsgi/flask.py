@@ -13,12 +13,13 @@ from flask.signals import got_request_exception, request_tearing_down
 from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
+from .document import Record
 from .errors import StoreError
-from .exchange import RETRY_AFTER, Exchange
-from .middleware import KEY
-from .session import Session, State
+from .exchange import RETRY_AFTER, Exchange, session_around
+from .session import Session, visit_of
 from .settings import LONGEST_COOKIE, Settings
-from .store import MongoStore, Outcome, Store
+from .store import MongoStore, Store
+from .visit import NOTHING, Failure, Outcome, State, Visit
 
 _KEY = "mongosession.flask"
 _OURS = {field.metadata["key"] for field in fields(Settings) if field.metadata}
@@ -28,9 +29,9 @@ class _Exchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
     def cookie_after(self, outcome: Outcome) -> str | None:
-        if not (self.session.loaded and self.session.get("_permanent")):
+        if not (type(self.visit.known) is Record and self.session.get("_permanent")):
             self.cookie = replace(self.cookie, max_age=None)
-        elif outcome is Outcome.KEPT and self.session.state is State.OPEN:
+        elif outcome is Outcome.KEPT and self.visit.state is State.OPEN:
             outcome = Outcome.RENEWED  # Flask sends it with every response.
         return super().cookie_after(outcome)
 
@@ -45,8 +46,12 @@ class MongoSession(UserDict[str, Any], SessionMixin):
 
     data: Session  # type: ignore[assignment]
     new = _fact(lambda session: session.new)
-    accessed = _fact(lambda session: session.state is not State.UNTOUCHED)
-    modified = _fact(lambda session: session.state is State.REGENERATED or session.changes().any)
+    accessed = _fact(lambda session: visit_of(session).state is not State.UNTOUCHED)
+    modified = _fact(
+        lambda session: (
+            visit_of(session).state is State.REGENERATED or visit_of(session).has_changes
+        )
+    )
     copy = Session.copy  # type: ignore[assignment]
 
     def __init__(self, session: Session, exchange: _Exchange | None) -> None:
@@ -58,7 +63,9 @@ class MongoSession(UserDict[str, Any], SessionMixin):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "_permanent":
-            self.data.load()  # It decides on the cookie; and what is stored is not stored again.
+            visit_of(
+                self.data
+            ).read()  # It decides on the cookie; and what is stored is not stored again.
         self.data[key] = value
 
     def clear(self) -> None:
@@ -84,8 +91,8 @@ class MongoSessionInterface(SessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> MongoSession:
         """Return the session of `request`, not loaded; do no I/O."""
-        session, exchange = request.environ.get(KEY), None
-        if not isinstance(session, Session):  # An outer middleware of ours has not put it there.
+        session, exchange = session_around(request.environ), None
+        if session is None:  # An outer middleware of ours has not put it there.
             self._parts = self._parts or self._made_of(self._settings_of(app))
             exchange = _Exchange(*self._parts, request.environ)
             session = exchange.session
@@ -137,8 +144,11 @@ def _refuse(app: Flask, response: Response) -> None:
 def _give_up(_: Flask, exception: BaseException) -> None:
     """Have the page of an error, and the hooks after it, find a session that does not fail."""
     session = request.environ.get(_KEY)
-    if session is not None and (session.failure or isinstance(exception, StoreError)):
-        session.data = Session(None, lambda _: None)
+    if session is None:
+        return
+    visit = visit_of(session.data)
+    if type(visit.known) is Failure or isinstance(exception, StoreError):
+        session.data = Session(Visit(None, lambda _: NOTHING, visit.times))
         del request.environ[_KEY]
 
 

@@ -185,6 +185,9 @@ class Settings:
         "The longest life of a session however active, counted from its creation or its last "
         "login; `none` for no limit.",
     )
+    remember: timedelta = _setting("session_remember", span, timedelta(days=30), "x")
+    limit: int | None = _setting("session_limit", int, None, "x")
+    sealed: bool = _setting("session_sealed", truth, False, "x")
     secure: bool | None = _setting(
         "session_secure",
         truth_or_auto,

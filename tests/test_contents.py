@@ -19,6 +19,7 @@ from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
+from mongosession_wsgi.session import visit_of
 
 Point = namedtuple("Point", "x y")
 UTC_NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=timezone.utc)
@@ -73,7 +74,7 @@ def test_two_keys_are_never_the_same_name() -> None:
     [
         None, True, False, 0, -1, 2**63 - 1, -(2**63), 1.5, float("inf"), "", "é\0☃",
         b"", b"\xff\0", UTC_NOON, UUID(int=7), [], {}, [None, [1, {"a": []}]], {"a": {"b": {}}},
-        bson.ObjectId(), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
+        bson.ObjectId("0" * 24), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
         bson.Regex("a", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("f()"),
         DBRef("coll", 1), {"$ref": "not a DBRef", "$id": 1},
     ],
@@ -275,7 +276,7 @@ def test_numbers_of_another_type_are_a_change(store: MongoStore, stored: Collect
     session = store.create({"a": 1, "b": float("nan")})
     session["a"] = True
     session["b"] = float("nan")
-    assert list(session.changes().assigned) == ["a"]
+    assert list(visit_of(session).draft.difference().assigned) == ["a"]
 
 
 def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_next(
@@ -283,10 +284,11 @@ def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_
 ) -> None:
     session = store.create({"cart": [1]})
     session["cart"].append(2)
-    changes = session.changes()
+    draft = visit_of(session).draft
+    changes = draft.difference()
     session["cart"].append(3)
-    session.settle(changes, session.record, session.token)
-    assert session.changes().assigned == {"cart": [1, 2, 3]}
+    draft.settle(changes)
+    assert draft.difference().assigned == {"cart": [1, 2, 3]}
 
 
 def test_a_session_keeps_the_object_that_it_was_given(store: MongoStore) -> None:

@@ -402,7 +402,6 @@ def test_the_hosts_are_those_that_are_given(
     store = MongoStore(DATABASE | settings)
     client = store._sessions().database.client
     assert set(client._topology_settings.seeds) == nodes
-    assert client.options._options["connect"] is False
     store.close()
 
 

@@ -21,8 +21,10 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
+from ..document import MARK, SESSION, expired_by
 from ..errors import StoreError
-from ..store import FORM, MARK, NOT_ALLOWED, MongoStore, expired_by, explaining, utc_now
+from ..failures import NOT_ALLOWED, explaining
+from ..store import MongoStore, utc_now
 from .indexes import Index, old_index
 
 AT_A_TIME = 200
@@ -30,11 +32,10 @@ AT_A_TIME = 200
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_PLAIN, _SEALED = document.VERSION, 2
-VERSIONS = (_PLAIN, _SEALED)
+_PLAIN, _SEALED = VERSIONS = document.VERSIONS
 """The versions of the stored form. The data of a sealed session can't be read here."""
 
-_SESSION = FORM | {"_id": {"$type": "string"}, "v": {"$in": VERSIONS}}
+_SESSION = SESSION | {"_id": {"$type": "string"}, "v": {"$in": VERSIONS}}
 _SIZE = {"$bsonSize": "$$ROOT"}
 SIZED = {"v": 1, "size": _SIZE}
 """A projection that has the server tell the size of a document."""
@@ -346,7 +347,7 @@ class Administration:
                 conditions = later
 
     def _end(self, ids: list[Any], conditions: dict[str, Any]) -> int:
-        return self.store.delete(ids, conditions)
+        return self.store.end(ids, conditions)
 
     def _delete(self, ids: list[Any], conditions: dict[str, Any]) -> int:
         return self.store.delete(ids, conditions)
@@ -410,7 +411,7 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         found = bson.decode(raw.raw, codec_options=document.CODEC)
     except BSONError:
         return None
-    record = document.read(found | {"v": document.VERSION, "data": {}})
+    record = document.read(found | {"v": document.PLAIN, "data": {}})
     if not isinstance(record, document.Record):
         return None
     size, label = found.get("size"), found.get("label")

@@ -20,8 +20,9 @@ import click
 from pymongo.errors import ServerSelectionTimeoutError
 
 from ..errors import SettingsError, StoreError
+from ..failures import explained
 from ..settings import Settings
-from ..store import MongoStore, explained
+from ..store import MongoStore
 from .arguments import fault_of
 from .reasons import secrets_of, without
 

@@ -33,6 +33,8 @@ def matches(document: Document, filter: Document) -> bool:
 
 
 def _fulfils(value: Any, condition: Any) -> bool:
+    if condition is None:
+        return value is None or value is _MISSING
     if not (isinstance(condition, dict) and all(name.startswith("$") for name in condition)):
         return bool(value == condition)
     return all(_holds(value, operator, operand) for operator, operand in condition.items())

@@ -33,6 +33,10 @@ def keep_cookie_private(headers: Headers) -> None:
         _extend(headers, "Cache-Control", 'no-cache="Set-Cookie"')
 
 
+def make_private(headers: Headers) -> None:
+    keep_cookie_private(headers)
+
+
 def _extend(headers: Headers, wanted: str, element: str) -> None:
     """Append an element to a list header, next to what is there."""
     for index, (name, value) in enumerate(headers):
