@@ -12,16 +12,17 @@ import pymongo
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
+from . import document
 from .errors import StoreError, logger
 from .failures import NOT_ALLOWED, explaining, may_pass
 
 Listed = Mapping[str, Any]
 """An index as MongoDB lists it."""
 
-OURS = {"_id": {"$gte": "-", "$lt": "{"}, "v": {"$gte": 1, "$lte": 2}}
-"""What every document of ours matches, session or mark: a text of the letters of ids, a version.
+OURS: dict[str, Any] = {"_id": document.ANY_ID, "v": {"$gte": 1, "$lte": 2}}
+"""What every document of ours matches, session or mark, sealed or not, of all versions of ours.
 
-A partial index of MongoDB 4.4 takes no more than comparisons, and Amazon DocumentDB no types.
+A partial index of MongoDB 4.4 takes little more than comparisons, and Amazon DocumentDB no types.
 """
 _TTL: dict[str, Any] = {"expireAfterSeconds": 0, "partialFilterExpression": OURS}
 INDEXES: dict[str, dict[str, Any]] = {"expires_at": _TTL, "owner": {}}

@@ -98,7 +98,7 @@ def driver_options(settings: Mapping[str, Any]) -> ClientOptions:
     """Return what a real client made of the settings. It does not connect yet."""
     store = MongoStore(DATABASE | settings)
     try:
-        return store._sessions().database.client.options
+        return store._sessions.documents.database.client.options
     finally:
         store.close()
 
@@ -622,7 +622,7 @@ def test_the_hosts_are_those_that_are_given(
     settings: Mapping[str, Any], nodes: set[tuple[str, int]]
 ) -> None:
     store = MongoStore(DATABASE | settings)
-    client = store._sessions().database.client
+    client = store._sessions.documents.database.client
     assert set(client._topology_settings.seeds) == nodes
     store.close()
 
@@ -756,7 +756,7 @@ def test_sessions_are_read_from_the_primary_and_written_to_the_majority(
     settings: Mapping[str, Any],
 ) -> None:
     store = MongoStore(DATABASE | settings)
-    sessions = store._sessions()
+    sessions = store._sessions.documents
     assert sessions.read_preference == ReadPreference.PRIMARY
     assert sessions.write_concern == WriteConcern("majority")
     store.close()
