@@ -167,6 +167,7 @@ ANY_ID = {"$gte": "-", "$lt": "{"}
 
 
 def expired_by(now: datetime) -> dict[str, Any]:
+    """Return what a session or a mark matches whose time is up; the TTL index finds them."""
     return {"_id": ANY_ID} | OURS | {"expires_at": {"$lte": now}}
 
 
