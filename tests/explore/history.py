@@ -95,6 +95,9 @@ class Views:
         return View(Form.MARK, {}, document.get("owner"), moments)
 
 
+_UNTOLD = {Way.UNANSWERED, Way.UNHEARD, Way.TWICE}
+
+
 def names(step: Step, id_: str | None) -> bool:
     """Say whether a command names a document."""
     return isinstance(step.pending, Command) and id_ in (step.pending.ids or ())
@@ -147,8 +150,12 @@ class History:
         ]
 
     def forms(self, visit: Visit, until: int | None = None) -> list[Form]:
-        """Return what a request met under its own token, look by look."""
-        return [self.view(visit.id, look.number).form for look in self.looks(visit, until)]
+        """Return what a request met under its own token, look by look, as far as it was told."""
+        return [
+            self.view(visit.id, look.number).form
+            for look in self.looks(visit, until)
+            if look.way not in _UNTOLD
+        ]
 
     def ends_of(self, id_: str | None, until: int | None = None) -> list[End]:
         return [

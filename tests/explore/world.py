@@ -111,8 +111,11 @@ class Visit:
         self.has_died, self.pending = True, None
 
     def moment(self, steps: int) -> int:
-        """Return the number of the state in which it had taken so many steps."""
-        return self.steps[steps - 1].number + 1 if steps else 0
+        """Return the number of the state in which so many of its commands had been answered."""
+        if not steps:
+            return 0
+        answered = [step.number for step in self.steps if step.way is not Way.TWICE]
+        return answered[steps - 1] + 1
 
     @property
     def responded_at(self) -> int | None:
