@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import bson
 
@@ -202,32 +201,17 @@ DANGEROUS = (
 # What is stored at the start.
 
 
-def starts_of(world: World) -> dict[str, Start]:
-    """Store what each start has, by requests; return the starts by their names."""
-    made = (_nobody, _gone, _visitor, _member, _rotated, _rotated_visitor, _confirmed, _arrived)
-    return {start.name: start for start in (make(world) for make in made)}
+class Setting(NamedTuple):
+    """How a start is made: the requests of one browser, one after the other."""
 
-
-ALONE = ("new",)
-BOTH = ("old", "new")
-
-
-def _stored(world: World, name: str, *uses: Kind) -> list[str]:
-    """Do one request after the other; return the tokens that the browser had by and by."""
-    world.reset(Start("setting up", ""))
-    phone = [BY_NAME["login"], _request("phone", "", lambda play: play.set("device", "phone"))]
-    _browse(world, "P", phone)
-    return _browse(world, name, uses)
-
-
-def _browse(world: World, name: str, uses: Any) -> list[str]:
-    tokens: list[str] = []
-    for kind in uses:
-        play = world.run_alone(name, kind, tokens[-1] if tokens else None, len(tokens))
-        assert play.status == kind.status, play.error
-        if play.cookie and play.cookie not in tokens:
-            tokens.append(play.cookie)
-    return tokens
+    words: str
+    requests: tuple[Kind, ...] = ()
+    tokens: tuple[str, ...] = ("new",)
+    """What the tokens are called that the browser gets by and by."""
+    follows: tuple[bool, bool] = (False, False)
+    """Whether the new token is that of a login, and of one with the same owner."""
+    minutes: int = 0
+    """The time between the last of them and the beginning of the order."""
 
 
 def _fill(play: Play) -> None:
@@ -235,59 +219,65 @@ def _fill(play: Play) -> None:
     play.set(CART, ["egg"])
 
 
-_FILL = _request("fill", "", _fill)
+_BEGIN = _request("begin", "fills a cart", _fill)
+_ENTER = _request("enter", "logs in as Alice and fills a cart", _login("alice"), _fill)
+_LOGIN, _ROTATE, _LOGOUT = BY_NAME["login"], BY_NAME["rotate"], BY_NAME["logout"]
+_OLD_AND_NEW = ("old", "new")
+
+STARTS = {
+    "nobody": Setting("a browser has no cookie"),
+    "gone": Setting("a browser has the cookie of a session that was logged out", (_BEGIN, _LOGOUT)),
+    "visitor": Setting("an anonymous visitor has a session", (_BEGIN,)),
+    # Due to be renewed, so that also those who only read write something.
+    "member": Setting("Alice has a session that is due to be renewed", (_ENTER,), minutes=20),
+    "rotated": Setting(
+        "Alice's session has just been regenerated", (_ENTER, _ROTATE), _OLD_AND_NEW, (False, True)
+    ),
+    "rotated visitor": Setting(
+        "an anonymous session has just been regenerated",
+        (_BEGIN, _ROTATE),
+        _OLD_AND_NEW,
+        (False, True),
+    ),
+    "confirmed": Setting(
+        "Alice has just logged in again", (_ENTER, _LOGIN), _OLD_AND_NEW, (True, True)
+    ),
+    "arrived": Setting(
+        "Alice, anonymous before, has just logged in",
+        (_BEGIN, _LOGIN),
+        _OLD_AND_NEW,
+        (True, False),
+    ),
+}
+_PHONE = (_LOGIN, _request("phone", "", lambda play: play.set("device", "phone")))
 
 
-def _start(
-    world: World, name: str, words: str, *uses: Kind, heir: tuple[bool, bool] | None = None
-) -> Start:
-    tokens = _stored(world, "S", *uses)
-    ids = [world.id_of(token) for token in tokens]
-    heirs = (Heir(ids[0], ids[1], *heir),) if heir is not None else ()
-    known = dict(zip(BOTH[-len(tokens) :], tokens, strict=True)) if tokens else {"new": None}
-    return Start(name, words, dict(world.server.documents), known, heirs, world.time.now)
+def starts_of(world: World) -> dict[str, Start]:
+    """Store what each start has, by requests; return the starts by their names."""
+    return {name: _start(world, name, setting) for name, setting in STARTS.items()}
 
 
-def _nobody(world: World) -> Start:
-    return _start(world, "nobody", "a browser without a cookie")
+def _start(world: World, name: str, setting: Setting) -> Start:
+    """Make a start; Alice has another session elsewhere in each of them."""
+    world.reset(Start("setting up", ""))
+    _browse(world, "P", _PHONE)
+    drawn: list[str | None] = [*_browse(world, "S", setting.requests)]
+    tokens = dict(zip(setting.tokens, drawn or [None], strict=True))
+    world.time.pass_by(60 * setting.minutes)
+    heirs = ()
+    if len(drawn) == 2:
+        old, new = (world.id_of(token) for token in tokens.values() if token)
+        heirs = (Heir(old, new, *setting.follows),)
+    documents = dict(world.server.documents)
+    return Start(name, setting.words, documents, tokens, heirs, world.time.now)
 
 
-def _gone(world: World) -> Start:
-    start = _start(world, "gone", "a session that was logged out", _FILL, BY_NAME["logout"])
-    return start
-
-
-def _visitor(world: World) -> Start:
-    return _start(world, "visitor", "the live session of an anonymous visitor", _FILL)
-
-
-def _member(world: World) -> Start:
-    """Return a start whose session is due to be renewed, also by who only reads it."""
-    start = _start(world, "member", "a live session of Alice", BY_NAME["login"], _FILL)
-    world.time.pass_by(timedelta(minutes=20).total_seconds())
-    start.tokens = {"new": list(start.tokens.values())[-1]}
-    start.now = world.time.now
-    return start
-
-
-def _rotated(world: World) -> Start:
-    login = _request("", "", _login("alice"), _fill)
-    words = "a session of Alice that was regenerated"
-    return _start(world, "rotated", words, login, BY_NAME["rotate"], heir=(False, True))
-
-
-def _rotated_visitor(world: World) -> Start:
-    words = "an anonymous session that was regenerated"
-    rotate = BY_NAME["rotate"]
-    return _start(world, "rotated visitor", words, _FILL, rotate, heir=(False, True))
-
-
-def _confirmed(world: World) -> Start:
-    login = _request("", "", _login("alice"), _fill)
-    words = "a session of Alice who has logged in again"
-    return _start(world, "confirmed", words, login, BY_NAME["login"], heir=(True, True))
-
-
-def _arrived(world: World) -> Start:
-    words = "a session of Alice who was anonymous before"
-    return _start(world, "arrived", words, _FILL, BY_NAME["login"], heir=(True, False))
+def _browse(world: World, name: str, requests: tuple[Kind, ...]) -> list[str]:
+    """Do one request after the other; return the tokens that the browser had by and by."""
+    tokens: list[str] = []
+    for kind in requests:
+        play = world.run_alone(name, kind, tokens[-1] if tokens else None, len(tokens))
+        assert play.status == kind.status, play.error
+        if play.cookie and play.cookie not in tokens:
+            tokens.append(play.cookie)
+    return tokens

@@ -50,6 +50,9 @@ class Followers:
         self._views = views
         self._known: dict[Any, list[Broken]] = {}
 
+    def forget(self) -> None:
+        self._known.clear()
+
     def broken_by(self, history: History) -> Iterator[Broken]:
         """Say which promises are broken by what follows."""
         for token in cookies_of(history):

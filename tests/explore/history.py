@@ -68,6 +68,13 @@ class Views:
         self._store = MongoStore(world.settings, client=self._server, clock=self._time)  # type: ignore[arg-type]
         self._seen: dict[tuple[str, bytes, datetime], View] = {}
 
+    @property
+    def remembered(self) -> int:
+        return len(self._seen)
+
+    def forget(self) -> None:
+        self._seen.clear()
+
     def of(self, token: str, id_: str, raw: bytes | None, now: datetime) -> View:
         if raw is None:
             return NOTHING_THERE

@@ -152,6 +152,8 @@ class World:
         self._ids: dict[str, str] = {}
         self._scripts: dict[Any, Script] = {}
         self._alive: OrderedDict[int, _Node] = OrderedDict()
+        self.remembered = 0
+        """How many places in scripts are remembered."""
         self._alone: Play | None = None
         self.reset(Start("empty", ""))
 
@@ -260,6 +262,7 @@ class World:
 
     def keep_alive(self, node: _Node) -> _Node:
         """Keep a request where it stands, and let go of the one that was kept longest."""
+        self.remembered += 1
         if node.local.pending is None:
             node.play = None
             return node
@@ -278,6 +281,7 @@ class World:
                 node.play.end()
         self._alive.clear()
         self._scripts.clear()
+        self.remembered = 0
 
     # What the product draws and measures.
 
