@@ -14,12 +14,12 @@ from functools import lru_cache
 from itertools import islice
 
 from .catalogue import BY_NAME, starts_of
-from .engine import in_place_of
+from .engine import Server, in_place_of
 from .followers import Followers
 from .history import History, Views
 from .orders import Scene, orders
 from .promises import broken_by
-from .scenes import Engine, engines
+from .scenes import engines
 from .story import story_of
 from .world import Start, World
 
@@ -65,10 +65,10 @@ class Report:
 
 
 class Explorer:
-    """All that is needed to explore one engine, and what is remembered of it."""
+    """All that is needed to explore one world, and what is remembered of it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.world = World(engine.manner, engine.settings)
+    def __init__(self, world: World) -> None:
+        self.world = world
         self._views = Views(self.world)
         self._followers = Followers(self.world, self._views)
         self._starts: dict[str, Start] = {}
@@ -136,7 +136,8 @@ def quietly() -> Iterator[None]:
 
 @lru_cache(maxsize=None)
 def _explorer(engine: str) -> Explorer:
-    return Explorer(engines()[engine])
+    manner, settings = engines()[engine]
+    return Explorer(World(Server(manner), settings))
 
 
 def _part(task: tuple[str, list[Scene]]) -> Report:

@@ -110,6 +110,14 @@ def names(step: Step, id_: str | None) -> bool:
     return isinstance(step.pending, Command) and id_ in (step.pending.ids or ())
 
 
+def _is_swap(end: End) -> bool:
+    """Say whether a request ended its own session to go on under a new token."""
+    visit = end.visit
+    if visit.id != end.id or visit.local.destroys or not visit.local.rotates:
+        return False
+    return not any(visit.is_within(call, end.step) for call in visit.local.calls)
+
+
 class History:
     """One order, as it was."""
 
@@ -174,7 +182,8 @@ class History:
 
     def swap_by(self, visit: Visit) -> End | None:
         """Return the step by which a request itself ended the session that it came with."""
-        return next((end for end in self.ends_of(visit.id) if end.visit is visit), None)
+        ends_of = self.ends_of(visit.id)
+        return next((end for end in ends_of if end.visit is visit and _is_swap(end)), None)
 
     @cached_property
     def heirs(self) -> list[Heir]:
@@ -182,7 +191,7 @@ class History:
         found = list(self.start.heirs)
         for birth in self.births:
             visit, swap = birth.visit, self.swap_by(birth.visit)
-            if swap is None or visit.id is None or visit.local.destroys or not visit.local.rotates:
+            if swap is None or visit.id is None:
                 continue
             before, owner = self.view(visit.id, swap.step.number).owner, visit.local.logs_in
             is_login = owner is not None
@@ -234,10 +243,7 @@ class History:
         """Say whether what stands there is left of a session that was given a new token."""
         if any(heir.old == id_ for heir in self.start.heirs):
             return True
-        return any(
-            end.visit.local.rotates and not end.visit.local.destroys and end.visit.id == id_
-            for end in self.ends_of(id_, number)
-        )
+        return any(_is_swap(end) for end in self.ends_of(id_, number))
 
     def _find_births_and_ends(self) -> None:
         self.births: list[Birth] = []

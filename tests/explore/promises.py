@@ -34,6 +34,7 @@ PROMISES = {
     "8 answer": "every request is answered as its application answers",
     "8 endless": "no request goes on for ever",
     "8 cookie": "a response sets the cookie of a live session",
+    "9 limit": "of one owner no more sessions are live than session_limit says, the newest",
     "8 moments": "no moment moves back, and none but a login changes the owner or the creation",
 }
 
@@ -113,7 +114,8 @@ def _may_end(history: History, end: End) -> bool:
     number = end.step.number
     owner = history.view(end.id, number).owner
     return _limit_may_end(history, end, owner) or any(
-        _call_may_end(history, call, end.id, owner) for call in visit.local.calls if visit.moment(call.begun) <= number
+        visit.is_within(call, end.step) and _call_may_end(history, call, end.id, owner)
+        for call in visit.local.calls
     )
 
 
@@ -131,8 +133,11 @@ def _limit_may_end(history: History, end: End, owner: str | None) -> bool:
     limit = history.world.limit
     if limit is None or owner is None or end.visit.local.logs_in != owner:
         return False
-    begun = end.step.number
-    return sum(history.view(one, begun).owner == owner for one in history.live(begun)) > limit
+    return len(_owned(history, owner, end.step.number)) >= limit
+
+
+def _owned(history: History, owner: str, number: int) -> list[str]:
+    return [id_ for id_ in history.live(number) if history.view(id_, number).owner == owner]
 
 
 def births(history: History) -> Iterator[Broken]:
@@ -500,10 +505,7 @@ def _counted(history: History, visit: Visit, call: Call) -> Iterator[Broken]:
 def _listed(history: History, visit: Visit, call: Call) -> Iterator[Broken]:
     assert call.ended is not None
     for number in range(visit.moment(call.begun), visit.moment(call.ended) + 1):
-        live = [
-            id_ for id_ in history.live(number) if history.view(id_, number).owner == call.target
-        ]
-        if sorted(live) == call.result or history.world.manner.scans_yield:
+        if sorted(_owned(history, str(call.target), number)) == call.result or history.world.server.manner.scans_yield:
             return
     yield Broken("6 seen", f"{visit.name} was shown other sessions than those that were live")
 
@@ -592,6 +594,23 @@ def winners(history: History) -> Iterator[Broken]:
                 break
 
 
+def limits(history: History) -> Iterator[Broken]:
+    """Hold the logins of one owner to the most sessions that the settings allow."""
+    limit = history.world.limit
+    logins = [visit for visit in history.visits if visit.local.logs_in is not None]
+    if limit is None or not all(visit.is_answered for visit in logins):
+        return
+    for owner in {str(visit.local.logs_in) for visit in logins}:
+        if len(_owned(history, owner, history.ended_at)) > limit:
+            yield Broken("9 limit", f"{owner} has more than {limit} live sessions")
+    for end in history.ends:
+        view = history.view(end.id, end.step.number)
+        if end.visit in logins and end.id != end.visit.id and view.owner is not None:
+            left = [history.view(id_, history.ended_at) for id_ in _owned(history, view.owner, history.ended_at)]
+            if any(other.moments[0] < view.moments[0] for other in left):
+                yield Broken("9 limit", f"{end.visit.name} ended a session that was not the oldest")
+
+
 RULES: list[Callable[[History], Iterator[Broken]]] = [
     changes,
     ends,
@@ -602,4 +621,5 @@ RULES: list[Callable[[History], Iterator[Broken]]] = [
     answers,
     cookies,
     winners,
+    limits,
 ]

@@ -17,7 +17,6 @@ from .engine import (
     Command,
     Documents,
     Effect,
-    Manner,
     Outcome,
     Pending,
     Server,
@@ -32,7 +31,7 @@ from .engine import (
     take,
     ways_of,
 )
-from .script import COOKIE, MOST_ALIVE, Kind, Local, Play, Script, _Node, application
+from .script import COOKIE, MOST_ALIVE, Call, Kind, Local, Play, Script, _Node, application
 
 SETTINGS = {
     "mongodb_session_db": "explored",
@@ -117,6 +116,12 @@ class Visit:
         answered = [step.number for step in self.steps if step.way is not Way.TWICE]
         return answered[steps - 1] + 1
 
+    def is_within(self, call: Call, step: Step) -> bool:
+        """Say whether it took a step while it asked something of the store itself."""
+        if step.number < self.moment(call.begun):
+            return False
+        return call.ended is None or step.number < self.moment(call.ended)
+
     @property
     def responded_at(self) -> int | None:
         return None if self.local.responded is None else self.moment(self.local.responded)
@@ -138,12 +143,11 @@ class Visit:
 class World:
     """One store over one server, in which orders are tried one after the other."""
 
-    def __init__(self, manner: Manner, settings: Mapping[str, Any] | None = None) -> None:
-        self.manner = manner
+    def __init__(self, server: Server, settings: Mapping[str, Any] | None = None) -> None:
+        self.server = server
         self.settings = SETTINGS | dict(settings or {})
-        self.server = Server(manner)
         self.time = Time()
-        self.store = MongoStore(self.settings, client=self.server, clock=self.time)  # type: ignore[arg-type]
+        self.store = MongoStore(self.settings, client=server, clock=self.time)  # type: ignore[arg-type]
         self.app: Any = SessionMiddleware(application, self.settings, store=self.store)
         self.limit: int | None = getattr(self.store.settings, "limit", None)
         self.tokens: dict[str, str] = {}
@@ -183,7 +187,7 @@ class World:
             command = visit.pending
             if not isinstance(command, Command):
                 continue
-            if self.manner.deletes_are_beaten:
+            if self.server.manner.deletes_are_beaten:
                 others = [other.pending for other in waiting if other is not visit]
                 if is_beaten(command, others):
                     found.append(Choice(visit.name, Way.BEATEN))
