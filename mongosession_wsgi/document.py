@@ -162,9 +162,13 @@ def marked(id_: str, now: datetime) -> dict[str, Any]:
     return MARK | {"_id": id_, "expires_at": {"$gt": now}}
 
 
+ANY_ID = {"$gte": "-", "$lt": "{"}
+"""What each id matches, and no `_id` of another type; the TTL index is of these alone."""
+
+
 def expired_by(now: datetime) -> dict[str, Any]:
-    """Return what a session or a mark matches whose time is up."""
-    return OURS | {"expires_at": {"$lte": now}}
+    """Return what a session or a mark matches whose time is up; the TTL index finds them."""
+    return {"_id": ANY_ID} | OURS | {"expires_at": {"$lte": now}}
 
 
 class Changes(NamedTuple):

@@ -118,7 +118,7 @@ class MongoSessionInterface(SessionInterface):
             "session_secure": self.get_cookie_secure(app) or None,
             "session_is_http_only": self.get_cookie_httponly(app),
             "session_same_site": self.get_cookie_samesite(app),
-            "session_domain": self.get_cookie_domain(app),
+            "session_domain": self.get_cookie_domain(app) or None,
             "session_path": self.get_cookie_path(app),
             "session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED"),
             "session_expires": min(app.permanent_session_lifetime, LONGEST_COOKIE),

@@ -103,7 +103,8 @@ class Life:
         moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
         version = document.version_of(visit.token)
         selected = document.live_seen(id_of(visit.token), now, version) | conditions
-        change = document.update_of(changes, moments, {}, _seal_of(visit))
+        seal = _seal_of(visit) if version == document.SEALED else None
+        change = document.update_of(changes, moments, {}, seal)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED, NOT_LOOKED, changes)
         return Step(Outcome.LOOK, self.look(visit))
@@ -122,7 +123,8 @@ class Life:
             terms["remember"] = used.remember
         if visit.until is not None:  # The only moment that may move back.
             terms["expires_at"] = moments.pop("expires_at")
-        change = document.update_of(changes, moments, terms, _seal_of(visit))
+        seal = _seal_of(visit) if record.version == document.SEALED else None
+        change = document.update_of(changes, moments, terms, seal)
         selected = document.live_seen(record.id, now, record.version)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
@@ -272,8 +274,9 @@ class Life:
         contents = draft.contents()
         seal = _new_seal(visit.new_token)
         stored = RawBSONDocument(document.document_of(record, contents, seal))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored))
         self._sessions.ensure_indexes_in_passing()
-        if not self._sessions.attempt(lambda them: insert(them, stored)):
+        if not is_new:
             found = self._found(record.id)
             if found is None:
                 raise StoreError(
@@ -407,8 +410,10 @@ class Life:
 
         The note keeps a swap that fails from being put back.
         """
+        version = document.PLAIN
         for _ in range(_MOST_LOOKS):
-            live, ending = document.live(id, self._clock()), document.ending(self._clock())
+            live = document.live(id, self._clock(), v=version)
+            ending = document.ending(self._clock())
             if self._sessions.attempt(lambda them: update(them, live, ending)):  # noqa: B023
                 return True
             mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
@@ -416,8 +421,10 @@ class Life:
             known = None if found is None else document.read(found)
             if type(known) is Mark:
                 return known
-            if type(self._found(id)) is not Record:
+            there = self._found(id)
+            if type(there) is not Record:
                 break
+            version = there.version
         return False
 
     def _forestall(self, id: str) -> bool:

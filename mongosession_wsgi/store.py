@@ -13,9 +13,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from . import audit, document
-from .collection import Documents, SessionCollection, explaining
+from .collection import Documents, SessionCollection
 from .document import Mark, Record
 from .errors import StoreError, warn
+from .failures import explaining
 from .life import Life
 from .session import Session, visit_of
 from .settings import Settings

@@ -21,9 +21,9 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
-from ..collection import NOT_ALLOWED, explaining
 from ..document import MARK, SESSION, expired_by
 from ..errors import StoreError
+from ..failures import NOT_ALLOWED, explaining
 from ..store import MongoStore, utc_now
 from .indexes import Index, old_index
 

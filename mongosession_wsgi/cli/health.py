@@ -14,8 +14,8 @@ from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from .. import document
-from ..collection import explained
 from ..errors import SessionError, StoreError
+from ..failures import explained
 from ..store import MongoStore, utc_now
 from . import indexes
 from .administration import REFUSED, SIZED, Administration
