@@ -126,7 +126,8 @@ class Draft:
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
-        self.complete()
+        if self._sealed is not None:
+            self.complete()
         return self._against({})
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:

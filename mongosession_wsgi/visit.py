@@ -301,7 +301,8 @@ class Visit:
             case Outcome.ENDED:
                 self.known, self.state = step.known, State.ENDED
             case Outcome.CREATED:
-                self.known, self.token, self._new_token = step.known, self.new_token, None
+                self.known, self.token = step.known, self._new_token or self.token
+                self._new_token = None
                 self.seal = None
             case Outcome.DESTROYED:
                 self.known, self.token = step.known, Token()
