@@ -69,6 +69,8 @@ class Draft:
         """Leave these keys behind, as they are stored and as they are now."""
         self.dropped |= frozenset(keys)
         self.data = {key: value for key, value in self.data.items() if key not in self.dropped}
+        # A value that is set anew counts as a change, also if it equals the stored one.
+        self._stored = {key: one for key, one in self._stored.items() if key not in self.dropped}
 
     def difference(self) -> Changes:
         """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
