@@ -10,6 +10,7 @@ import pytest
 from mongosession_wsgi import Session, SessionMiddleware
 from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing import MemoryStore
+from mongosession_wsgi.visit import NotLooked
 
 from .wsgi import Browser, on_session
 
@@ -68,7 +69,7 @@ def test_a_session_that_begins_after_a_logout_may_be_remembered_without_a_look(
     session.destroy()
     visit_of(session).idle_as(remember=True)
     session["a"] = 1
-    assert visit_of(session).known == ()
+    assert type(visit_of(session).known) is NotLooked
     memory.flush(session)
     (info,) = memory.sessions()
     assert info.remembered
