@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from mongosession_wsgi import Session, SessionMiddleware
 from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing import MemoryStore
+from mongosession_wsgi.times import Times
 from mongosession_wsgi.visit import NotLooked
 
 from .wsgi import Browser, on_session
@@ -98,3 +100,17 @@ def test_whether_a_session_was_changed_is_known_before_and_after_its_commit(
         visit.discard()
     memory.flush(session)
     assert visit.was_changed is changed
+
+
+def test_a_store_asks_at_each_use_when_a_framework_has_sessions_die() -> None:
+    now = datetime.now(timezone.utc)
+    store = MemoryStore(clock=lambda: now)
+    idle = timedelta(days=20)
+    store.follow(lambda: Times(expires=idle, remember=idle, lifetime=None))
+    token = str(store.create({"a": 1}).token)
+    now += timedelta(days=15)
+    assert store.retrieve(token) == {"a": 1}
+    assert [info.data for info in store.sessions()] == [{"a": 1}]
+    idle = timedelta(days=10)
+    assert store.retrieve(token) is None
+    assert not list(store.sessions())
