@@ -50,8 +50,8 @@ bench-report: $(BENCH)/installed  ## measure, and write docs/benchmarks.md and i
 operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=200000)
 	@$(BIN)/python -m tests.operations --sessions $(or $(SESSIONS),200000)
 
-races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
-	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
+races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000, SERVER=java: in parallel, with a JDK and Maven)
+	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000) $(if $(SERVER),--server $(SERVER))
 
 faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it
 	@$(BIN)/python -m tests.faults
@@ -63,7 +63,7 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo .servers build dist *.egg-info .coverage .hypothesis .*_cache
 
 $(BENCH)/installed: setup.cfg setup.py
 	@echo "Installing the other session stores into $(BENCH), once ..."

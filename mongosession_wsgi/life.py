@@ -85,6 +85,7 @@ class Life:
 
     def begin(self, visit: Visit) -> None:
         """Store a new session, also an empty one."""
+        visit.touch()
         with self._in_time():
             visit.take(self._insert(visit, visit.draft))
 
@@ -111,7 +112,8 @@ class Life:
         if changes is UNCHANGED and visit.remember is None and not due:
             return Step(Outcome.KEPT, record)
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
-        moments, terms = {"seen_at": used.seen_at, "expires_at": used.expires_at}, {}
+        moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
+        terms: dict[str, Any] = {}
         if visit.remember is not None:
             terms["remember"] = used.remember
         if visit.until is not None:  # The only moment that may move back.

@@ -114,7 +114,7 @@ def _install(event: ApplicationCreated) -> None:
     response that goes out.
     """
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
-    store = registry[_STORE] if _STORE in registry else None
+    store = registry.get(_STORE)
     exchanges = registry[_EXCHANGE] = Exchanges(registry.settings, store)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -13,11 +13,12 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient, monitoring
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, StoreError, administration
-from mongosession_wsgi.administration import Administration, Selection
+from mongosession_wsgi import MongoStore, StoreError
+from mongosession_wsgi.cli import administration
+from mongosession_wsgi.cli.administration import Administration, Selection
+from mongosession_wsgi.cli.health import Finding, Health, Verdict
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
-from mongosession_wsgi.health import Finding, Health, Verdict
 
 from .conftest import Clock
 from .proxy import Proxy, command_of
@@ -190,7 +191,7 @@ def test_data_is_sent_only_where_it_is_asked_for(settings: dict[str, Any]) -> No
         assert found is not None
         assert looking.statistics().live == 1
         assert b"xyzzy" not in b"".join(sent)
-        assert looking.data(session.id) == {"word": "xyzzy"}
+        assert looking.whole(session.id) == (found, {"word": "xyzzy"})
         assert b"xyzzy" in sent[-1]
         assert list(looking.sessions(Selection())) == [found]
 

@@ -22,6 +22,7 @@ from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
+from mongosession_wsgi.session import visit_of
 
 Point = namedtuple("Point", "x y")
 UTC_NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=timezone.utc)
@@ -312,7 +313,7 @@ def test_numbers_of_another_type_are_a_change(store: MongoStore, stored: Collect
     session = store.create({"a": 1, "b": float("nan")})
     session["a"] = True
     session["b"] = float("nan")
-    assert list(session.changes().assigned) == ["a"]
+    assert list(visit_of(session).draft.difference().assigned) == ["a"]
 
 
 def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_next(
@@ -320,10 +321,11 @@ def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_
 ) -> None:
     session = store.create({"cart": [1]})
     session["cart"].append(2)
-    changes = session.changes()
+    draft = visit_of(session).draft
+    changes = draft.difference()
     session["cart"].append(3)
-    session.settle(changes, session.record, session.token)
-    assert session.changes().assigned == {"cart": [1, 2, 3]}
+    draft.settle(changes)
+    assert draft.difference().assigned == {"cart": [1, 2, 3]}
 
 
 def test_a_session_keeps_the_object_that_it_was_given(store: MongoStore) -> None:

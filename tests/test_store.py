@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure
 
 from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
 from mongosession_wsgi.document import Record, decode, id_of
+from mongosession_wsgi.session import visit_of
 
 from .conftest import Clock
 
@@ -333,14 +334,14 @@ def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clo
     for change in (False, True):
         session = store.retrieve(token)
         assert session is not None
-        session.live_until(soon)
+        visit_of(session).live_until(soon)
         if change:
             session["a"] = 2
         store.flush(session)
         assert session.expires_at == soon
         assert (store.retrieve(token) or session).expires_at == soon
     session.regenerate()
-    session.live_until(soon)
+    visit_of(session).live_until(soon)
     store.flush(session)
     clock.advance(minutes=6)
     assert store.retrieve(session.token or "") is None
@@ -349,7 +350,7 @@ def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clo
 def test_an_expiry_that_is_said_is_bound_by_the_lifetime(store: MongoStore, clock: Clock) -> None:
     session = store.open(None)
     session["a"] = 1
-    session.live_until(clock.now + timedelta(days=1000))
+    visit_of(session).live_until(clock.now + timedelta(days=1000))
     store.flush(session)
     assert session.expires_at == clock.now + timedelta(days=30)
     session["a"] = 2

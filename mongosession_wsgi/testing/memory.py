@@ -69,7 +69,7 @@ class Client:
             return {"n": sessions.update_one(statement["q"], statement["u"]).matched_count}
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 
-    def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:
+    def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:  # noqa: ARG002
         """Carry out the command `name` on the documents of `filter`, which is what `act` does."""
         with self.lock:
             return act()
