@@ -114,3 +114,33 @@ def test_a_store_asks_at_each_use_when_a_framework_has_sessions_die() -> None:
     idle = timedelta(days=10)
     assert store.retrieve(token) is None
     assert not list(store.sessions())
+
+
+@pytest.mark.parametrize("settings", [{"session_expires": "30 minutes"}, {}])
+@pytest.mark.parametrize("of_store", [{"session_expires": "30 minutes"}, {}])
+def test_a_store_and_the_settings_beside_it_have_the_same_times(
+    settings: dict[str, Any], of_store: dict[str, Any]
+) -> None:
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    store = MemoryStore(of_store, clock=lambda: now)
+    app = SessionMiddleware(on_session(lambda s: s.update(a=1)), settings, store=store)
+    cookie = str(Browser(app).get().cookie)
+    said = settings or of_store
+    assert ("Max-Age=1800;" in cookie) == bool(said)
+    (info,) = store.sessions()
+    assert info.expires_at - now == (timedelta(minutes=30) if said else timedelta(days=14))
+
+
+def test_the_settings_beside_a_store_say_when_its_sessions_die() -> None:
+    store = MemoryStore({"session_expires": "1 hour", "session_remember": "3 days"})
+    settings = {"session_expires": "2 hours", "session_lifetime": "4 days"}
+    SessionMiddleware(on_session(lambda _: None), settings, store=store)
+    times = visit_of(store.open(None)).times
+    assert times == Times(timedelta(hours=2), timedelta(days=3), timedelta(days=4))
+
+
+@pytest.mark.parametrize("store", [MemoryStore, {"mongodb_password": "hunter2"}, "memory"])
+def test_what_is_no_store_is_refused(store: Any) -> None:
+    with pytest.raises(TypeError, match="store must be a store, such as") as caught:
+        SessionMiddleware(on_session(lambda _: None), {}, store=store)
+    assert "hunter2" not in str(caught.value)
