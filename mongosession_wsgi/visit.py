@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from . import document
 from .document import Changes, Mark, Record, Token
 from .draft import UNCHANGED, Draft
-from .errors import StoreError
+from .errors import SessionDataError, StoreError
 from .times import Times
 
 
@@ -228,7 +228,10 @@ class Visit:
     def was_changed(self) -> bool:
         """Whether the application changed the session in this request, stored by now or not."""
         at_work = self.state is State.REGENERATED or self.state is State.DESTROYED
-        return self.changed or at_work or self.has_changes
+        try:
+            return self.changed or at_work or self.has_changes
+        except SessionDataError:  # It was changed to what cannot be stored.
+            return True
 
     @property
     def record(self) -> Record | None:
