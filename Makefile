@@ -4,21 +4,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# The demo needs little; what the developers need has that, too.
+DEMO_INSTALLED := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/demo-installed)
+# Two processes of tests, each with a server of its own. Fault injection would disturb a shared one.
+JOBS ?= $(if $(MONGODB_URI),0,2)
 BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test test-oldest check docs audit dist bench bench-report operations races faults fuzz load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: end after the transcript)
+demo: $(DEMO_INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: end after the transcript)
 	@exec $(BIN)/python examples/demo.py $(if $(ONCE),--once)
 
-test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI
-	@$(BIN)/coverage run -m pytest $(ARGS)
+test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI (ARGS="-k cookie", JOBS=0: one process)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest --numprocesses $(JOBS) --dist loadscope $(ARGS)
+	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+quick: $(INSTALLED)  ## run the tests that need no server, in less than half a minute
+	@$(BIN)/python -m pytest --quiet -m 'not server' --numprocesses 2 $(ARGS)
 
 test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
 	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py
@@ -31,7 +40,8 @@ check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/python -m pytest -q tests/test_structure.py
 
 docs: $(INSTALLED)  ## build the site into build/docs, warnings as errors
-	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs
+	@$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs
+	@echo "The site is in $(CURDIR)/build/docs: open index.html there."
 
 audit: $(INSTALLED)  ## look the dependencies up in the databases of vulnerabilities (needs a network)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
@@ -65,20 +75,22 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo .servers build dist *.egg-info .coverage .hypothesis .*_cache
 
+# One call of pip for each environment: $(call install,folder,what to install).
+define install
+@echo "Installing into $(1), once ..."
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install --disable-pip-version-check $(2)
+@touch $@
+endef
+
 $(BENCH)/installed: setup.cfg setup.py
-	@echo "Installing the other session stores into $(BENCH), once ..."
-	@$(PYTHON) -m venv $(BENCH)
-	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@touch $@
+	$(call install,$(BENCH),--editable '.[bench]')
 
 $(OLDEST)/installed: setup.cfg setup.py tests/oldest.txt
-	@echo "Installing into $(OLDEST), once ..."
-	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt --editable '.[test]'
-	@touch $@
+	$(call install,$(OLDEST),--constraint tests/oldest.txt --editable '.[test]')
+
+$(VENV)/demo-installed: setup.cfg setup.py
+	$(call install,$(VENV),--editable '.[demo]')
 
 $(INSTALLED): setup.cfg setup.py
-	@echo "Installing into $(VENV), once ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	$(call install,$(VENV),--editable '.[dev]')

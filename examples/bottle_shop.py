@@ -1,9 +1,10 @@
 """A small shop in Bottle. Run it in this folder: gunicorn bottle_shop:app"""
 
-from bottle import Bottle, abort, redirect, request
+from bottle import Bottle, HTTPError, abort, redirect, request
 from device_name import device_name
 from devices import devices, store
-from page import PRODUCTS, page, put_into_cart
+from own_forms import REFUSAL, is_from_elsewhere
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 from mongosession_wsgi import Session
@@ -12,6 +13,12 @@ from mongosession_wsgi.bottle import MongoSessionPlugin
 app = Bottle()
 app.install(MongoSessionPlugin(SETTINGS, store=store))
 app.merge(devices)
+
+
+@app.hook("before_request")
+def take_own_forms_only() -> None:
+    if is_from_elsewhere(request.environ):
+        abort(403, REFUSAL)
 
 
 @app.get("/")
@@ -43,3 +50,8 @@ def login(session: Session) -> None:
 def logout(session: Session) -> None:
     session.destroy()
     redirect("/", 303)
+
+
+@app.error(404)
+def not_found(error: HTTPError) -> str:
+    return NOT_FOUND

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from hashlib import sha256
 from http.client import HTTPConnection
 from http.cookiejar import Cookie, CookieJar
 from typing import NamedTuple
@@ -51,7 +53,9 @@ class Browser:
 
     @property
     def cookie(self) -> Cookie | None:
-        return next(iter(self.cookies), None)
+        """The cookie of the session, if the browser has one."""
+        ours = (cookie for cookie in self.cookies if cookie.name.endswith("mongosession"))
+        return next(ours, None)
 
     @property
     def token(self) -> str:
@@ -106,9 +110,16 @@ class Browser:
         )
 
     def read(self, path: str, form: bytes | None = None) -> tuple[str, bool]:
-        """Return the text of a page, and whether it sets a cookie."""
+        """Return the text of a page, and whether it sets the cookie of the session."""
         with self._opener.open(self.url + path, form, timeout=20) as response:
-            return response.read().decode(), "Set-Cookie" in response.headers
+            headers = response.headers.get_all("Set-Cookie", [])
+            sets_cookie = any("mongosession" in header.partition("=")[0] for header in headers)
+            return response.read().decode(), sets_cookie
+
+
+def sha256_of(token: str) -> str:
+    """Return the id under which the session of a token is stored."""
+    return urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("=")
 
 
 _DEVICE = r'<li( aria-current="true")?>.*?<h2>(.*?)</h2>.*?name="end" value="(.*?)"'

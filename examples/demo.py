@@ -1,7 +1,8 @@
-"""Serve the Bottle shop on a MongoDB-compatible server of its own, and show what sessions do.
+"""Serve the Bottle shop, with a panel that shows what its sessions do, and tell a transcript.
 
 `make demo` keeps serving until Ctrl-C. `make demo ONCE=1` ends after the transcript, and fails if
-any line of it is wrong.
+any line of it is wrong. The sessions are in a MongoDB-compatible server that the demo starts and
+ends, or in the MongoDB that MONGODB_URI names.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from browser import Browser, Page
+from browser import Browser, Page, sha256_of
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -30,8 +29,10 @@ EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES.parent / ".demo"
 COLOURED = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 signals: list[int] = []
-"""The signals that came. They are looked at between two steps, so that none is left half done."""
+"""The signals that came. The demo looks at them between two steps, and leaves no step half done."""
 
 NOTHING = Page(visits=1, owner=None, cart={})[:3]
 TEAS = {"Oolong": 2, "Earl Grey": 1}
@@ -92,7 +93,7 @@ def fills_her_cart(alice: Browser) -> Iterator[Line]:
 
 def logs_in(alice: Browser, old: Browser) -> Iterator[Line]:
     page = alice.post("/login", name="Alice")
-    yield Line("Alice", "POST /login", "she is logged in", page.owner == "Alice")
+    yield Line("Alice", "POST /login", "she is signed in", page.owner == "Alice")
     yield Line("", "", "under a new token", alice.token not in ("", old.token))
     yield Line("", "", "with her cart", page.cart == TEAS)
     page = old.get()
@@ -104,7 +105,7 @@ def is_separate(alice: Browser, bob: Browser) -> Iterator[Line]:
     page = bob.get()
     yield Line("Bob", "GET /, his own browser", "finds nothing of hers", page[:3] == NOTHING)
     page = bob.post("/login", name="Bob")
-    yield Line("Bob", "POST /login", "he is logged in", page.owner == "Bob")
+    yield Line("Bob", "POST /login", "he is signed in", page.owner == "Bob")
     page = alice.get()
     yield Line("Alice", "GET /", "is still Alice, with her cart", page[1:3] == ("Alice", TEAS))
 
@@ -119,7 +120,7 @@ def logs_out(alice: Browser, replay: Browser) -> Iterator[Line]:
 
 def sees_her_devices(laptop: Browser, phone: Browser) -> Iterator[Line]:
     owners = [browser.post("/login", name="Alice").owner for browser in (laptop, phone)]
-    yield Line("Alice", "POST /login, on two", "she is logged in on both", owners == ["Alice"] * 2)
+    yield Line("Alice", "POST /login, on two", "she is signed in on both", owners == ["Alice"] * 2)
     this, other = laptop.devices().devices[:2]
     shown = (this.name, this.is_this) == ("Firefox on Linux", True)
     yield Line("Alice", "GET /devices", "this device is Firefox on Linux", shown)
@@ -148,7 +149,7 @@ def signs_out_the_rest(laptop: Browser, tablet: Browser) -> Iterator[Line]:
     alone = [device.is_this for device in left] == [True] and tablet.get().owner is None
     yield Line("Alice", "POST /devices, the rest", "only this device is left", alone)
     laptop.sign_out(left[0].id)
-    yield Line("Alice", "POST /devices, this one", "is a logout", laptop.get().owner is None)
+    yield Line("Alice", "POST /devices, this one", "signs her out here", laptop.get().owner is None)
 
 
 def is_stored(mongodb_uri: str, live: list[str], ended: list[str]) -> Iterator[Line]:
@@ -160,11 +161,7 @@ def is_stored(mongodb_uri: str, live: list[str], ended: list[str]) -> Iterator[L
     yield Line("MongoDB", "was told by the shop", f"none of the {len(tokens)} tokens", secret)
     found = sessions.issuperset(sha256_of(token) for token in live)
     yield Line("", "", f"the SHA-256 of the {len(live)} that are live", found)
-    yield Line("", "", "but not of Alice's, who logged out", sha256_of(ended[-1]) not in sessions)
-
-
-def sha256_of(token: str) -> str:
-    return urlsafe_b64encode(sha256(token.encode()).digest()).decode().rstrip("=")
+    yield Line("", "", "but not of Alice's, who signed out", sha256_of(ended[-1]) not in sessions)
 
 
 def tell(lines: Iterator[Line]) -> bool:
@@ -194,6 +191,24 @@ def check_signals() -> None:
         sys.exit(128 + signals[0])
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Have a signal end a long step in its middle, where the step cleans up after itself."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        check_signals()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def listen() -> socket.socket:
     """Return a socket on port 8000, or the next one that is free."""
     for port in range(8000, 9000):
@@ -203,14 +218,31 @@ def listen() -> socket.socket:
 
 
 @contextmanager
+def mongodb() -> Iterator[str]:
+    """Yield the address of the MongoDB of MONGODB_URI, or of a server that ends with the block."""
+    uri = os.environ.get("MONGODB_URI")
+    if uri:
+        print("Using the MongoDB of MONGODB_URI ...", flush=True)
+        yield uri
+        return
+    print("Starting a MongoDB-compatible server, its data in .demo/ ...", flush=True)
+    server = EmbeddedServer(DATA)
+    with at_once():
+        server.start()
+    try:
+        yield server.uri
+    finally:
+        server.stop()
+
+
+@contextmanager
 def gunicorn(mongodb_uri: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Serve the Bottle shop, with the two workers of gunicorn.conf.py; yield its address too."""
-    options = ["--log-level", "warning", "--graceful-timeout", "2"]
     with listen() as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
         shop = subprocess.Popen(
-            [*command, *options, "bottle_shop:app"],
+            [*command, "--log-level", "warning", "hood:app"],
             cwd=EXAMPLES,
             env=os.environ | {"MONGODB_URI": mongodb_uri},
             pass_fds=[listener.fileno()],
@@ -219,18 +251,17 @@ def gunicorn(mongodb_uri: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     try:
         yield shop, address
     finally:
-        shop.terminate()
+        shop.send_signal(signal.SIGQUIT)  # At once: browsers keep connections open.
         shop.wait()
 
 
 def demonstrate(once: bool) -> None:
     """Start both servers, tell the transcript, and serve until a signal comes."""
-    print("Starting a MongoDB-compatible server, its data in .demo/ ...", flush=True)
-    with EmbeddedServer(DATA) as server:
+    with mongodb() as uri:
         check_signals()
         print("Starting gunicorn with 2 workers ...\n", flush=True)
-        with gunicorn(server.uri) as (shop, address):
-            right = tell(transcript(address, server.uri))
+        with gunicorn(uri) as (shop, address):
+            right = tell(transcript(address, uri))
             if not once:
                 print(f"The shop is open at {painted(address, 36)} until Ctrl-C.", flush=True)
                 while not signals and shop.poll() is None:
@@ -244,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after the transcript")
     once = parser.parse_args().once
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, lambda number, _frame: signals.append(number))
     try:
         demonstrate(once)

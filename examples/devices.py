@@ -26,9 +26,9 @@ DEVICE = Template("""
           <div>
             <h2>$name</h2>$this
             <p>$active</p>
-            <p>Signed in on $since</p>
+            <p>Signed in on <time datetime="$moment">$since</time></p>
           </div>
-          <button name="end" value="$id">
+          <button class="quiet" name="end" value="$id">
             Sign out<span class="unseen"> $name. $active</span></button>
         </li>""")
 
@@ -38,7 +38,7 @@ THIS = """
             <p class="this">This device</p>"""
 
 SIGN_OUT_OTHERS = f"""
-      <button name="end" value="{OTHERS}">Sign out everywhere else</button>"""
+      <button class="quiet" name="end" value="{OTHERS}">Sign out everywhere else</button>"""
 
 NOTICE = Template("""
     <p class="notice" role="status">$text</p>""")
@@ -120,7 +120,8 @@ def _device(info: SessionInfo, is_this: bool, now: datetime) -> str:
         "name": name,
         "kind": "phone" if name.endswith(("iPhone", "Android")) else "",
         "active": "Active now" if is_this else last_active(now - info.seen_at),
-        "since": f"{info.created_at.day} {info.created_at:%B %Y}",
+        "moment": info.created_at.isoformat(timespec="seconds"),
+        "since": f"{info.created_at.day} {info.created_at:%B %Y, %H:%M} UTC",
     }
     return fill(DEVICE, texts, current=CURRENT if is_this else "", this=THIS if is_this else "")
 

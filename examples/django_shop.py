@@ -6,7 +6,8 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.urls import path
 from django.views.decorators.http import require_GET, require_POST
-from page import PRODUCTS, page, put_into_cart
+from own_forms import own_forms_only
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 settings.configure(
@@ -50,5 +51,9 @@ def logout(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=303, headers={"Location": "/"})
 
 
+def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return HttpResponse(NOT_FOUND, status=404)
+
+
 urlpatterns = [path("", index), path("cart", add), path("login", login), path("logout", logout)]
-app = get_wsgi_application()
+app = own_forms_only(get_wsgi_application())

@@ -1,7 +1,8 @@
 """A small shop in Falcon. Run it in this folder: gunicorn falcon_shop:app"""
 
 import falcon
-from page import PRODUCTS, page, put_into_cart
+from own_forms import own_forms_only
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 from mongosession_wsgi.falcon import SessionComponent
@@ -39,8 +40,14 @@ class Logout:
         raise falcon.HTTPSeeOther("/")
 
 
+def not_found(req: falcon.Request, resp: falcon.Response, *_: object) -> None:
+    resp.status, resp.content_type, resp.text = falcon.HTTP_404, falcon.MEDIA_HTML, NOT_FOUND
+
+
 app = falcon.App(middleware=[SessionComponent(SETTINGS)])
+app.add_error_handler(falcon.HTTPRouteNotFound, not_found)
 app.add_route("/", Front())
 app.add_route("/cart", Cart())
 app.add_route("/login", Login())
 app.add_route("/logout", Logout())
+app = own_forms_only(app)

@@ -1,14 +1,17 @@
 """A small shop in Flask. Run it in this folder: gunicorn flask_shop:app"""
 
 from flask import Flask, abort, redirect, request, session, url_for
-from page import PRODUCTS, page, put_into_cart
+from own_forms import own_forms_only
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
+from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
 from mongosession_wsgi.flask import MongoSessionInterface
 
 app = Flask(__name__)
 app.session_interface = MongoSessionInterface(SETTINGS)
+app.wsgi_app = own_forms_only(app.wsgi_app)
 
 
 @app.get("/")
@@ -39,3 +42,8 @@ def login() -> Response:
 def logout() -> Response:
     session.clear()
     return redirect(url_for("index"), 303)
+
+
+@app.errorhandler(404)
+def not_found(error: NotFound) -> tuple[str, int]:
+    return NOT_FOUND, 404

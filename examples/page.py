@@ -26,8 +26,12 @@ PRODUCTS = {
     "Rooibos": Product(6, "#b5331c", "sweet, without caffeine"),
 }
 
-STYLE = Path(__file__).with_name("shop.css").read_text(encoding="utf-8")
-PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+HERE = Path(__file__).parent
+STYLE = (HERE / "shop.css").read_text(encoding="utf-8")
+PAGE = Template((HERE / "page.html").read_text(encoding="utf-8"))
+
+ADDED = Template("""
+    <p class="notice" role="status">$item is in your cart. <a href="#cart">Look at it</a></p>""")
 
 PRODUCT = Template("""
         <li>
@@ -51,8 +55,8 @@ EMPTY = """
         <p>Nothing in it yet.</p>"""
 
 SIGNED_IN = Template("""
-        <p>Logged in as <strong id="owner">$owner</strong></p>$devices
-        <form method="post" action="/logout"><button>Log out</button></form>""")
+        <p>Signed in as <strong id="owner">$owner</strong></p>$devices
+        <form method="post" action="/logout"><button class="quiet">Sign out</button></form>""")
 
 DEVICES = Template("""
         <p><a href="$path">Where you're signed in</a></p>""")
@@ -61,13 +65,14 @@ SIGN_IN = """
         <form method="post" action="/login">
           <label for="name">Your name</label>
           <input id="name" name="name" required maxlength="60" autocomplete="username">
-          <button>Log in</button>
+          <button>Sign in</button>
         </form>
         <p>Any name will do. The cart comes along.</p>"""
 
 
 def put_into_cart(session: Session, item: str) -> None:
-    """Put one more of an item into the cart; that it changes within a list is noticed."""
+    """Put one more of an item into the cart. The session notices a change deep in the list."""
+    session["added"] = item  # For the next page, which tells the visitor once.
     cart = session.setdefault("cart", [])
     for line in cart:
         if line["item"] == item:
@@ -77,16 +82,19 @@ def put_into_cart(session: Session, item: str) -> None:
 
 
 def page(session: Session, devices: str = "") -> str:
-    """Return the shop's page, as the owner of `session` is to see it.
+    """Return the shop's page for the visitor of `session`.
 
     `devices` is the path of the page of the devices, in a shop that has one.
     """
+    cart, added = session.get("cart", []), session.pop("added", None)
+    count = sum(line["count"] for line in cart)
     return fill(
         PAGE,
-        {"title": SETTINGS["title"], "visits": session["visits"]},
+        {"title": SETTINGS["title"], "visits": session["visits"], "count": count},
         style=STYLE,
+        added=fill(ADDED, {"item": added}) if added else "",
         products="".join(fill(PRODUCT, {"name": k} | v._asdict()) for k, v in PRODUCTS.items()),
-        cart=_cart(session.get("cart", [])),
+        cart=_cart(cart),
         account=SIGN_IN if session.owner is None else _account(session.owner, devices),
     )
 
@@ -110,3 +118,11 @@ def _cart(lines: Sequence[Mapping[str, Any]]) -> str:
 def fill(template: Template, texts: Mapping[str, object], **html: str) -> str:
     """Fill in `texts`, escaped, and `html`, which is HTML already."""
     return template.substitute({name: escape(str(text)) for name, text in texts.items()}, **html)
+
+
+NOT_FOUND = fill(
+    Template((HERE / "not_found.html").read_text(encoding="utf-8")),
+    {"title": SETTINGS["title"]},
+    style=STYLE,
+)
+"""The page of a shop for an address that it does not have."""

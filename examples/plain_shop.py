@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from page import PRODUCTS, page, put_into_cart
+from own_forms import own_forms_only
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
 
 from mongosession_wsgi import SessionMiddleware
@@ -31,8 +32,8 @@ def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
             start_response("400 Bad Request", [("Content-Type", "text/plain")])
             return [b"We sell no such tea, or you gave no name.\n"]
         case _:
-            start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"There is nothing here.\n"]
+            start_response("404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
+            return [NOT_FOUND.encode()]
     start_response("303 See Other", [("Location", "/")])
     return []
 
@@ -42,4 +43,4 @@ def field(environ: WSGIEnvironment, name: str) -> str:
     return parse_qs(form.decode(errors="replace")).get(name, [""])[0].strip()
 
 
-app = SessionMiddleware(shop, SETTINGS)
+app = own_forms_only(SessionMiddleware(shop, SETTINGS))

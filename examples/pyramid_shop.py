@@ -1,11 +1,12 @@
 """A small shop in Pyramid. Run it in this folder: gunicorn pyramid_shop:app"""
 
-from page import PRODUCTS, page, put_into_cart
+from own_forms import own_forms_only
+from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPBadRequest, HTTPSeeOther
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.view import view_config
+from pyramid.view import notfound_view_config, view_config
 from settings import SETTINGS
 
 
@@ -39,10 +40,15 @@ def logout(request: Request) -> Response:
     return HTTPSeeOther(request.route_path("index"))
 
 
+@notfound_view_config()
+def not_found(request: Request) -> Response:
+    return Response(NOT_FOUND, status=404)
+
+
 with Configurator(settings=SETTINGS) as config:
     config.include("mongosession_wsgi.pyramid")
     for name, path in ("index", "/"), ("cart", "/cart"), ("login", "/login"), ("logout", "/logout"):
         config.add_route(name, path)
     config.scan()
 
-app = config.make_wsgi_app()
+app = own_forms_only(config.make_wsgi_app())

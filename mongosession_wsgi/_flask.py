@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SESSION = "mongosession_wsgi.session"
 """Where Flask's request has its session."""
-_OURS = {field.metadata["key"] for field in fields(Settings) if field.metadata}
+_OURS = Settings.keys("cookie", "store")
 _HOOKS = {
     "get_cookie_name": "session_name",
     "get_cookie_secure": "session_secure",

@@ -1,12 +1,12 @@
-"""This process's client: its deadline, its two tries, the indexes, and the driver's errors."""
+"""This process's client: its deadline, its two tries, and the collection that it leads to."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from threading import Lock
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import finalize
@@ -14,32 +14,44 @@ from weakref import finalize
 import pymongo
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo import IndexModel, MongoClient, ReadPreference, WriteConcern
+from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo.collection import Collection
 from pymongo.errors import (
-    ConnectionFailure,
+    ConfigurationError,
     DocumentTooLarge,
     DuplicateKeyError,
+    NotPrimaryError,
     OperationFailure,
-    PyMongoError,
 )
 
-from . import document
-from .errors import SettingsError, StoreError, logger
+from . import connecting, document, indexes
+from .errors import SettingsError, StoreError
+from .failures import (
+    RAISED_BY_THE_DRIVER,
+    LookUpTimeoutError,
+    explaining,
+    failure_of,
+    may_be_repeated,
+    may_pass,
+    remedy_of,
+)
 from .settings import Settings
 
 T = TypeVar("T")
 Documents = Collection[dict[str, Any]]
 """The collection of the sessions, its documents decoded as `document.CODEC` says."""
 
-NOT_ALLOWED = 13
-"""The code of an error: the user may not do that."""
-_LOGIN_REFUSED = 18
 _TOO_LARGE = {10334, 17419, 17420}
-_TRANSIENT = {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
-"""The errors that the specification of retryable reads of MongoDB's drivers has repeated."""
 _NO_TIME = 0.001
+_MOMENT = 1.0
+"""Seconds that `close` waits for a thread that is about to end."""
 RAW = CodecOptions(document_class=RawBSONDocument)
+"""Leaves documents undecoded."""
+_TIMEOUT_IN_URI = re.compile("[?&;]timeoutms=([0-9]+)", re.IGNORECASE)
+_SECRET = re.compile("password|mechanismprop")
+_QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
+_SHORTEST_PART = 4
+"""The characters of a part of a password that is looked for anywhere, and not in quotes alone."""
 
 
 class SessionCollection:
@@ -58,123 +70,186 @@ class SessionCollection:
         self._settings = settings
         self._database = settings.database
         self._client = client
-        self._collections: dict[int, Documents] = {}
-        self._indexed: set[int] = set()
-        self._indexing: dict[int, Lock] = {}
+        self._made: dict[int, Documents] = {}
+        self._making: dict[int, Future[Documents]] = {}
+        self._is_direct = False
+        self._indexes = indexes.InPassing()
 
     @property
     def documents(self) -> Documents:
         """This process's collection; a client must not be used on both sides of a fork."""
-        pid = os.getpid()
-        collection = self._collections.get(pid)
-        if collection is None:
-            made = self._connected()
-            # Two threads may come here at once; the client of one is closed, unused.
-            collection = self._collections.setdefault(pid, made)
-            if collection is not made and self._client is None:
-                made.database.client.close()
-        return collection
+        documents = self._made.get(os.getpid())
+        return self._first_use() if documents is None else documents
 
     @property
     def raw(self) -> Collection[RawBSONDocument]:
         """This process's collection, its documents undecoded."""
-        return self.documents.with_options(codec_options=RAW)
+        documents = self.documents
+        if self._is_direct:
+            with self.deadline(monotonic()):
+                _demand_the_primary(documents)
+        return documents.with_options(codec_options=RAW)
 
-    def attempt(self, command: Callable[[Documents], T]) -> T:
+    @property
+    def timeout(self) -> float | None:
+        """The seconds that one command may take; None for no limit."""
+        seconds: float | None = self.documents.database.client.options.timeout
+        return seconds or None
+
+    def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a command that may be repeated, and repeat it if the connection broke.
 
-        The driver repeats writes too, but not on a standalone server.
+        The driver repeats writes too, but not on a standalone server. `size` is that of `once`.
         """
-        begun = monotonic()
+        begun, documents = monotonic(), self._made.get(os.getpid())
         try:
-            return self.once(command)
+            if documents is None or self._is_direct:
+                return self.once(command, size)
+            return _run(documents, command, size)
         except StoreError as error:
-            if not _may_pass(error.__cause__):
+            if not may_be_repeated(error.__cause__):
                 raise
         with self.deadline(begun):
-            return self.once(command)
+            return self.once(command, size)
 
-    def once(self, command: Callable[[Documents], T]) -> T:
-        """Run a command; what the driver raises becomes an error of ours."""
-        documents = self.documents
-        try:
-            return command(documents)
-        except PyMongoError as error:
-            if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
-                raise document.too_large("The session with what this request sets") from error
-            raise StoreError(explained(error)) from error
+    def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
+        """Run a command; what the driver raises becomes an error of ours.
+
+        `size` is the number of bytes that the command makes a document have, where that is known:
+        any refusal of more than MongoDB holds is a `SessionDataError`, whatever the server's words.
+        """
+        # What is done before the command takes of its time.
+        with self.deadline(monotonic()):
+            documents = self.documents
+            if self._is_direct:
+                _demand_the_primary(documents)
+            return _run(documents, command, size)
 
     def deadline(self, begun: float) -> AbstractContextManager[None]:
         """Give what is done within it what is left, since `begun`, of a single command's time.
 
-        The driver bounds each command by itself; this is for several that serve one request.
+        The driver bounds each command by itself; this is for several that serve one request. An
+        application's own `pymongo.timeout` around it counts, if that ends sooner.
         """
-        timeout = self.documents.database.client.options.timeout
-        left = None if timeout is None else max(timeout - (monotonic() - begun), _NO_TIME)
-        return pymongo.timeout(left)
+        timeout = self.timeout
+        if timeout is None:
+            return nullcontext()
+        return pymongo.timeout(max(timeout - (monotonic() - begun), _NO_TIME))
 
     def ensure_indexes(self) -> None:
-        """Make the indexes: TTL on `expires_at`, and `owner`."""
-        indexes = [IndexModel("expires_at", expireAfterSeconds=0), IndexModel("owner")]
-        self.attempt(lambda documents: documents.create_indexes(indexes))
+        """Make the indexes that are missing, TTL and `owner`, however long that takes."""
+        indexes.ensure(self.documents)
+        self._indexes.finish()
 
     def ensure_indexes_in_passing(self) -> None:
-        """Make the indexes before this process's first insert, while other threads wait."""
-        pid = os.getpid()
-        if pid in self._indexed:
-            return
-        turn = self._indexing.setdefault(pid, Lock())
-        # Whose turn does not come in time has no time left for its insert either.
-        timeout = self.documents.database.client.options.timeout
-        if turn.acquire(timeout=-1 if timeout is None else timeout):
-            try:
-                if pid not in self._indexed:
-                    self._ensure_indexes_if_allowed()
-                    self._indexed.add(pid)
-            finally:
-                turn.release()
+        """Have a thread make the indexes; to be called when an insert has been acknowledged.
+
+        That happens once per process. What fails for a reason that may pass is tried again by calls
+        of the next seconds and minutes. No caller waits for it, or gets an error.
+        """
+        documents = self.documents
+        if isinstance(documents.database.client, MongoClient):
+            self._indexes.try_if_due(documents)
+
+    def wait_for_indexes(self, seconds: float) -> None:
+        """Wait for the thread that makes the indexes, if there is one."""
+        self._indexes.wait(seconds)
 
     def close(self) -> None:
         """Close this process's own client; the next use makes another."""
-        collection = self._collections.pop(os.getpid(), None)
-        if collection is not None and self._client is None:
-            collection.database.client.close()
+        pid = os.getpid()
+        self._making.pop(pid, None)
+        documents = self._made.pop(pid, None)
+        if documents is not None and self._client is None:
+            documents.database.client.close()
+        self._indexes.wait(_MOMENT)
 
-    def _connected(self) -> Documents:
-        settings = self._settings
+    # The making of the client.
+
+    def _first_use(self) -> Documents:
+        """Make this process's client, or wait while it is made for the request of another thread.
+
+        A thread of its own makes it, for the names of servers may have to be looked up. A client
+        that comes too late for this request is there for the next one.
+        """
+        pid = os.getpid()
+        if self._client is not None:
+            return self._made.setdefault(pid, self._collection_of(self._client))
+        mine: Future[Documents] = Future()
+        making = self._making.setdefault(pid, mine)
+        if making is mine:
+            self._begin_making(pid, mine)
+        wait([making], self._patience())
+        if not making.done():
+            raise self._no_client(LookUpTimeoutError("mongodb_host was not looked up in time"))
+        error = making.exception()
+        if error is not None:
+            raise self._no_client(error)
+        return making.result()
+
+    def _begin_making(self, pid: int, making: Future[Documents]) -> None:
+        def make() -> Documents:
+            try:
+                made = self._collection_of(self._own_client())
+            except BaseException:
+                self._making.pop(pid, None)  # The next request tries it again.
+                raise
+            if self._making.get(pid) is making:
+                self._made[pid] = made
+            else:  # It was closed before it was there.
+                made.database.client.close()
+            return made
+
         try:
-            client = self._own_client() if self._client is None else self._client
-        except (PyMongoError, ValueError, TypeError) as error:
-            # What the driver quotes, here or in a traceback, may be a part of the password.
-            reason = re.sub('"[^"]*"', '"…"', str(error))
-            raise StoreError(
-                "The mongodb_* settings describe no connection; check mongodb_host, where a user "
-                f"name and a password within a URI must be percent-encoded. {reason}"
-            ) from None
+            connecting.begin(making, make, lambda late: late.database.client.close())
+        except RuntimeError as error:  # There is no thread to be had.
+            self._making.pop(pid, None)
+            making.set_exception(error)
+
+    def _own_client(self) -> MongoClient[Any]:
+        """Make a client that begins to look for its servers, so that all that can fail does."""
+        options = {**self._settings.client_options, "connect": True}
+        try:
+            client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
+        except ConfigurationError as error:  # A driver of the future may not know such an option.
+            if not any(name in str(error) for name in connecting.OPTIONS):
+                raise
+            client = MongoClient(**options)
+        finalize(self, _close_in_its_process, client, os.getpid())
+        return client
+
+    def _collection_of(self, client: MongoClient[Any]) -> Documents:
+        self._is_direct = bool(client.options.direct_connection)
         return client.get_database(self._database).get_collection(
-            settings.collection,
+            self._settings.collection,
             codec_options=document.CODEC,
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern("majority"),
         )
 
-    def _own_client(self) -> MongoClient[Any]:
-        client: MongoClient[Any] = MongoClient(**self._settings.client_options)
-        finalize(self, _close_in_its_process, client, os.getpid())
-        return client
+    def _patience(self) -> float | None:
+        """Return the seconds that a request waits for the client, before it can be asked."""
+        left = connecting.remaining()
+        if left is not None:
+            return max(left, 0)
+        options = self._settings.client_options
+        found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
+        milliseconds = options.get("timeoutms", found and found[1])
+        return int(milliseconds or 0) / 1000 or None
 
-    def _ensure_indexes_if_allowed(self) -> None:
-        try:
-            self.ensure_indexes()
-        except StoreError as error:
-            reason = error.__cause__
-            if not isinstance(reason, OperationFailure) or reason.code == _LOGIN_REFUSED:
-                raise
-            logger.warning(
-                "The indexes of the sessions could not be made, so expired ones pile up and the "
-                "sessions of an owner are found slowly; sessions work. MongoDB says: %s",
-                reason,
-            )
+    def _no_client(self, error: BaseException) -> StoreError:
+        """Return the error of ours for one while the client was made, without any secret."""
+        if not isinstance(error, RAISED_BY_THE_DRIVER):
+            raise error
+        words = _without_secrets(str(error), self._settings.client_options)
+        sentence = remedy_of(error) or (
+            "The mongodb_* settings describe no connection; check mongodb_host, where a user name "
+            "and a password within a URI must be percent-encoded"
+        )
+        failure = StoreError(f"{sentence}. {words}")
+        # A traceback shows the cause, so its text is no place for a part of a password either.
+        failure.__cause__ = error if words == str(error) else ConfigurationError(words)
+        return failure
 
 
 def find(documents: Documents, id: str) -> dict[str, Any] | None:
@@ -187,6 +262,9 @@ def find(documents: Documents, id: str) -> dict[str, Any] | None:
     command: dict[str, Any] = {"find": documents.name, "filter": {"_id": id}}
     if documents.read_concern.level is not None:
         command["readConcern"] = documents.read_concern.document
+    # The driver's own would be another one.
+    if documents.database.client.options.direct_connection:
+        command["$readPreference"] = ReadPreference.PRIMARY.document
     reply = documents.database.command(command, codec_options=documents.codec_options)
     batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
     return batch[0] if batch else None
@@ -227,29 +305,32 @@ def insert(documents: Documents, new: RawBSONDocument) -> bool:
     return True
 
 
-@contextmanager
-def explaining() -> Iterator[None]:
-    """Turn what the driver raises into an error of ours."""
+def _run(documents: Documents, command: Callable[[Documents], T], size: int) -> T:
     try:
-        yield
-    except PyMongoError as error:
-        raise StoreError(explained(error)) from error
+        return command(documents)
+    except RAISED_BY_THE_DRIVER as error:
+        if _is_too_large(error, size):
+            raise document.too_large("The session with what this request sets") from error
+        raise failure_of(error) from error
 
 
-def explained(error: PyMongoError) -> str:
-    """Say what an operator can do; the driver's words follow as the cause."""
-    code = error.code if isinstance(error, OperationFailure) else None
-    # After the first refusal, the driver has only a text of its own to say so.
-    if code == _LOGIN_REFUSED or "uthentication failed" in str(error):
-        return (
-            "MongoDB refused the login; check mongodb_username, mongodb_password and "
-            "mongodb_db_name, the database that knows them"
-        )
-    if code == NOT_ALLOWED:
-        return "MongoDB does not allow this user to do that; grant it readWrite on the database"
-    if error.timeout:
-        return "MongoDB did not answer in time; check that it runs and that mongodb_host is right"
-    return f"MongoDB failed ({type(error).__name__})"
+def _is_too_large(error: Exception, size: int) -> bool:
+    """Say whether a document was refused for its size, which engines say in words of their own."""
+    if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
+        return True
+    is_unknown = isinstance(error, OperationFailure) and not may_pass(error)
+    return is_unknown and size > document.MAX_SIZE and remedy_of(error) is None
+
+
+def _demand_the_primary(documents: Documents) -> None:
+    """Refuse a member that is not the primary; wait until that is known.
+
+    The driver takes a direct connection for the wish to read from just this member, and a logout
+    may not have come there yet.
+    """
+    with explaining():
+        if not documents.database.client.is_primary:
+            raise NotPrimaryError("the member that mongodb_host names is not primary")
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
@@ -257,8 +338,28 @@ def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
         client.close()
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Say whether a command that failed like this may be repeated with a hope."""
-    if isinstance(error, ConnectionFailure):
-        return not error.timeout
-    return isinstance(error, OperationFailure) and error.code in _TRANSIENT
+# No secrets.
+
+
+def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
+    """Return the driver's words without anything that may be a part of a password.
+
+    The driver quotes what it does not understand of a URI, and where that is not percent-encoded,
+    a part of the password may be taken for the name of a host or of a database.
+    """
+    uris = [host for host in _hosts(options) if "://" in host]
+    secrets = [str(value) for name, value in options.items() if _SECRET.search(name)]
+    quoted = (found[1] or found[2] for found in _QUOTED.finditer(words))
+    hidden = {text for text in quoted if text and any(text in one for one in secrets + uris)}
+    for uri in uris:
+        user = uri.partition("://")[2].rpartition("@")[0]
+        secrets += [user, *re.split("[:/?#@,&=]", user.partition(":")[2])]
+    hidden |= {text for text in secrets if len(text) >= _SHORTEST_PART}
+    for text in sorted(hidden, key=len, reverse=True):
+        words = words.replace(text, "…")
+    return words
+
+
+def _hosts(options: Mapping[str, Any]) -> list[str]:
+    host = options.get("host", ())
+    return [host] if isinstance(host, str) else list(host)

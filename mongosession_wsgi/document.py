@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import PurePath
 from secrets import token_urlsafe
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import bson
@@ -29,7 +29,11 @@ from bson.int64 import Int64
 
 from .errors import SessionDataError
 
-VERSION = 1
+if TYPE_CHECKING:
+    from .seal import Seal
+
+PLAIN, SEALED = VERSIONS = 1, 2
+"""The forms of a document, as its field `v` tells them; both may be in one collection."""
 MAX_SIZE = 16 * 1024 * 1024
 """The most bytes that MongoDB holds in one document."""
 _SMALL = 1024 * 1024
@@ -90,6 +94,8 @@ class Record(NamedTuple):
     remember: bool | None = None
     """The idle time: None for `session_expires`, True for `session_remember`, and False where the
     application said the moment itself, so that `expires_at` alone counts."""
+    version: int = PLAIN
+    """The form, `v`; the data of a sealed one are as they are stored."""
 
 
 class Mark(NamedTuple):
@@ -114,7 +120,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "remember": (bool, NoneType),
 }
 """The fields of a stored session and their types, the only list there is."""
-_OPTIONAL = frozenset(Record._field_defaults)
+_OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
 """BSON's numbers for types: shorter than their names in a command that most requests send."""
 _ARRAY = 4
@@ -127,11 +133,13 @@ def _condition(types: tuple[type, ...]) -> dict[str, Any]:
     return {"$type": numbers if len(numbers) > 1 else numbers[0]}
 
 
-SESSION: dict[str, Any] = {"v": VERSION} | {
+OURS = {"v": {"$in": VERSIONS}}
+"""What every session and every mark matches."""
+SESSION: dict[str, Any] = OURS | {
     name: _condition(types) for name, types in _FIELDS.items() if name not in _OPTIONAL
 }
 """What every session matches, and no mark; other documents of the collection are left alone."""
-MARK = {"v": VERSION, "data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
+MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
 """What every mark matches, and no session."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
@@ -143,10 +151,10 @@ def live(id_: str, now: datetime, **conditions: Any) -> dict[str, Any]:
     return {"_id": id_} | SESSION | {"expires_at": {"$gt": now}} | conditions
 
 
-def live_seen(id_: str, now: datetime) -> dict[str, Any]:
+def live_seen(id_: str, now: datetime, version: int) -> dict[str, Any]:
     """Return what tells a live session that was looked at before from a mark; it is shorter."""
     data = {"$type": _BSON_TYPES[dict]}
-    return {"_id": id_, "v": VERSION, "data": data, "expires_at": {"$gt": now}}
+    return {"_id": id_, "v": version, "data": data, "expires_at": {"$gt": now}}
 
 
 def marked(id_: str, now: datetime) -> dict[str, Any]:
@@ -154,9 +162,13 @@ def marked(id_: str, now: datetime) -> dict[str, Any]:
     return MARK | {"_id": id_, "expires_at": {"$gt": now}}
 
 
+ANY_ID = {"$gte": "-", "$lt": "{"}
+"""What each id matches, and no `_id` of another type; the TTL index is of these alone."""
+
+
 def expired_by(now: datetime) -> dict[str, Any]:
-    """Return what a session or a mark matches whose time is up."""
-    return {"v": VERSION, "expires_at": {"$lte": now}}
+    """Return what a session or a mark matches whose time is up; the TTL index finds them."""
+    return {"_id": ANY_ID} | OURS | {"expires_at": {"$lte": now}}
 
 
 class Changes(NamedTuple):
@@ -172,20 +184,28 @@ class Changes(NamedTuple):
 
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_SPARE = {one: _ALPHABET[number + 1] for number, one in enumerate(_ALPHABET) if number % 4 == 0}
-"""For each last character that 256 bits can end in, another one for the same bits.
+_REMEMBERED_BIT, _SEALED_BIT = 1, 2
+"""What the last character of a token says of its session.
 
-43 characters have two bits to spare. One of them tells a remembered session, so that a request
-can move its expiry without a look; nobody can change it, because the id is made of it too.
+43 characters have two bits more than 32 bytes. So a request knows without a look how far it has to
+move the expiry, and which form the document has; nobody can change that, because the id is made of
+these bits too.
 """
-REMEMBERED = tuple(_SPARE.values())
-"""The last characters of the tokens of remembered sessions."""
+REMEMBERED = tuple(one for n, one in enumerate(_ALPHABET) if n & _REMEMBERED_BIT)
+SEALED_TOKEN = tuple(one for n, one in enumerate(_ALPHABET) if n & _SEALED_BIT)
+"""The last characters of the tokens of remembered, and of sealed sessions."""
 
 
-def new_token(*, remembered: bool = False) -> Token:
+def new_token(*, remembered: bool = False, sealed: bool = False) -> Token:
     """Return a new token: 32 random bytes in base64url without padding."""
     token = token_urlsafe(32)
-    return Token(token[:-1] + _SPARE[token[-1]] if remembered else token)
+    spare = remembered * _REMEMBERED_BIT + sealed * _SEALED_BIT
+    return Token(token[:-1] + _ALPHABET[_ALPHABET.index(token[-1]) + spare])
+
+
+def version_of(token: str) -> int:
+    """Return the form that the document of a token's session has."""
+    return SEALED if token.endswith(SEALED_TOKEN) else PLAIN
 
 
 def id_of(token: str) -> str:
@@ -279,15 +299,20 @@ def decode(raw: bytes) -> Record | Mark | None:
 
 def read(found: Mapping[str, Any]) -> Record | Mark | None:
     """Read a stored document, decoded by `CODEC`; None is one that is not of our form."""
-    id_ = found.get("_id")
-    if type(id_) is not str or found.get("v") != VERSION:
+    id_, version = found.get("_id"), found.get("v")
+    if type(id_) is not str or version not in VERSIONS:
         return None
     if "data" in found:
         fields: dict[str, Any] = {name: found.get(name) for name in _FIELDS}
         is_ours = all(type(value) in _FIELDS[name] for name, value in fields.items())
         if not is_ours or "owner" not in found:
             return None
-        return Record(id_, _unescaped(fields.pop("data")), **fields)
+        data = fields.pop("data")
+        if version == PLAIN:
+            return Record(id_, unescaped(data), **fields)
+        if not all(type(value) is bytes for value in data.values()):
+            return None
+        return Record(id_, data, **fields, version=SEALED)
     expires_at, successor = found.get("expires_at"), found.get("successor")
     if type(expires_at) is not datetime:
         return None
@@ -299,7 +324,9 @@ def outline(found: Mapping[str, Any]) -> Record | Mark | None:
     return read({**found, "data": {}} if "created_at" in found else found)
 
 
-def update_of(changes: Changes, moments: dict[str, Any], terms: dict[str, Any]) -> dict[str, Any]:
+def update_of(
+    changes: Changes, moments: dict[str, Any], terms: dict[str, Any], seal: Seal | None = None
+) -> dict[str, Any]:
     """Return the update that makes `changes`, and moves `moments` forward but never back.
 
     `terms` are fields to set as they are, or to remove where they are None.
@@ -307,11 +334,11 @@ def update_of(changes: Changes, moments: dict[str, Any], terms: dict[str, Any]) 
     fields: dict[str, Any] = {name: term for name, term in terms.items() if term is not None}
     gone: dict[str, Any] = {name: 1 for name, term in terms.items() if term is None}
     if changes.replaces:
-        fields["data"] = _fields(changes.assigned)
+        fields["data"] = _fields(changes.assigned, "", seal)
     else:
-        fields |= _fields(changes.assigned, "data.")
+        fields |= _fields(changes.assigned, "data.", seal)
     if changes.removed:
-        gone |= _fields(dict.fromkeys(changes.removed, 1), "data.")
+        gone |= dict.fromkeys(_fields(dict.fromkeys(changes.removed), "data.", seal), 1)
     update: dict[str, Any] = {"$max": moments}
     if fields:
         update["$set"] = fields
@@ -320,13 +347,13 @@ def update_of(changes: Changes, moments: dict[str, Any], terms: dict[str, Any]) 
     return update
 
 
-def document_of(record: Record, contents: Changes) -> bytes:
+def document_of(record: Record, contents: Changes, seal: Seal | None = None) -> bytes:
     """Return the whole document of a new session that has the data of `contents`.
 
     Raises `SessionDataError` above 16 MiB.
     """
-    fields = record._asdict() | {"data": _fields(contents.assigned)}
-    document: dict[str, Any] = {"_id": fields.pop("id"), "v": VERSION}
+    fields = record._asdict() | {"data": _fields(contents.assigned, "", seal)}
+    document: dict[str, Any] = {"_id": fields.pop("id"), "v": fields.pop("version")}
     document |= {
         name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL
     }
@@ -362,14 +389,16 @@ def ending(now: datetime) -> dict[str, Any]:
 
 def tombstone(id_: str, now: datetime) -> bytes:
     """Return the tombstone of a session that is still to be inserted."""
-    return bson.encode({"_id": id_, "v": VERSION, "expires_at": now + MARK_TIME, "ended": True})
+    return bson.encode({"_id": id_, "v": PLAIN, "expires_at": now + MARK_TIME, "ended": True})
 
 
 def _all_but(kept: set[str]) -> dict[str, Any]:
     return {name: 1 for name in _FIELDS if name not in kept}
 
 
-def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[str, Any]:
+    if seal is not None:
+        return {prefix + seal.name(key): seal.value(key, value) for key, value in values.items()}
     # Most keys are identifiers; what is not may need escaping.
     return {
         prefix + (key if key.isidentifier() else escape(key)): value
@@ -377,7 +406,8 @@ def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
+def unescaped(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return decoded values as an application stored them, by their keys."""
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
@@ -391,7 +421,7 @@ def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _unescaped_within(value: Any) -> Any:
     if isinstance(value, dict):
-        return _unescaped(value)
+        return unescaped(value)
     if isinstance(value, list):
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value

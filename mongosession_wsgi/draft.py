@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
 
 from . import document
 from .document import Changes
+
+if TYPE_CHECKING:
+    from .seal import Seal
 
 _EXACT = frozenset((type(None), bool, int, str, bytes))
 """The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
 UNCHANGED = Changes({})
 """The difference where there is none."""
+
+
+class SealedData(dict[str, bytes]):
+    """The data of a sealed session, by their stored names; what was opened is taken out."""
+
+    def __init__(self, values: dict[str, bytes], seal: Seal, spoil: Callable[[], None]) -> None:
+        super().__init__(values)
+        self.seal = seal
+        self._spoil = spoil
+
+    def open(self, values: dict[str, bytes]) -> dict[str, Any]:
+        """Open values; if one of them is not what was sealed, the session is none any more."""
+        found = self.seal.open(values)
+        if found is None:
+            self.clear()
+            self._spoil()
+        return found or {}
 
 
 class Draft:
@@ -21,7 +42,7 @@ class Draft:
     place is compared, by the bytes that MongoDB would hold, with what it was.
     """
 
-    __slots__ = ("_prints", "_stored", "data", "dropped", "replaces")
+    __slots__ = ("_prints", "_sealed", "_stored", "data", "dropped", "replaces")
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
         self._stored = {} if stored is None else stored
@@ -33,35 +54,57 @@ class Draft:
         self.replaces = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
+        # The stored values that are sealed, and that nobody has asked for yet.
+        self._sealed: SealedData | None = None
 
     def get(self, key: str) -> Any:
         """Return a value; if it can be changed in place, take note of what it was."""
+        if self._sealed is not None:
+            self._open(key)
         value = self.data[key]
         may_change = type(value) not in document.IMMUTABLE
         if may_change and key not in self._prints and value is self._stored.get(key):
             self._prints[key] = document.encode(key, value)
         return value
 
+    def has(self, key: object) -> bool:
+        """Say whether there is a value."""
+        if self._sealed is not None and isinstance(key, str):
+            self._open(key)
+        return key in self.data
+
+    def complete(self) -> dict[str, Any]:
+        """Return all of the data, whatever was sealed of them opened."""
+        if self._sealed is not None:
+            sealed, self._sealed = self._sealed, None
+            self._take(sealed, sealed)
+        return self.data
+
     def set(self, key: str, value: Any) -> None:
         """Set a value. Raises `SessionDataError` for one that cannot be stored."""
         document.check(key, value)
+        if self._sealed is not None:
+            self._sealed.pop(self._sealed.seal.name(key), None)
         if self.data is self._stored:
             self.data = self._stored.copy()
         self.data[key] = value
 
     def delete(self, key: str) -> None:
         """Remove a key; raises `KeyError` where it is not."""
+        if self._sealed is not None:
+            self._open(key)
         if self.data is self._stored:
             self.data = self._stored.copy()
         del self.data[key]
 
     def clear(self) -> None:
-        """Remove every key that is known."""
+        """Remove every key."""
+        self.complete()
         self.data = {}
 
     def wipe(self) -> None:
         """Forget all data, also what is stored and was never looked at."""
-        self._stored, self._prints = {}, {}
+        self._stored, self._prints, self._sealed = {}, {}, None
         self.data = {}
         self.replaces = True
 
@@ -72,6 +115,11 @@ class Draft:
         # A value that is set anew counts as a change, also if it equals the stored one.
         self._stored = {key: one for key, one in self._stored.items() if key not in self.dropped}
 
+    def forget(self) -> None:
+        """Forget what is stored, which turned out to be no session, and keep what was set."""
+        self.data = {key: self.data[key] for key in self.difference().assigned}
+        self._stored, self._prints, self._sealed = {}, {}, None
+
     def difference(self) -> Changes:
         """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
         if self.data is self._stored and not self._prints:
@@ -80,6 +128,7 @@ class Draft:
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
+        self.complete()
         return self._against({})
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
@@ -87,11 +136,14 @@ class Draft:
 
         If the draft `replaces`, all that is stored goes.
         """
-        if not (self.data or self._stored or self.dropped or replaces):
+        is_sealed = isinstance(stored, SealedData)
+        if not (self.data or self._stored or self.dropped or replaces or is_sealed):
             self.data = self._stored = stored
             return self
         changes = self.difference()
         draft = Draft()
+        if isinstance(stored, SealedData) and not replaces:
+            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
         draft.replaces, draft.dropped = replaces, self.dropped
         if draft.replaces:
             stored = {}
@@ -111,6 +163,29 @@ class Draft:
         kept = {key: draft._stored[key] for key in draft._stored if key not in changes.removed}
         draft.data = kept | {key: self.data[key] for key in changes.assigned}
         return draft
+
+    def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
+        """Return the values of some keys, and keep those of the others sealed."""
+        names = {sealed.seal.name(key) for key in keys | self.dropped} & sealed.keys()
+        self._sealed = sealed
+        return sealed.open({name: sealed.pop(name) for name in names})
+
+    def _open(self, key: str) -> None:
+        """Open the value of a key, if it is sealed still."""
+        sealed = self._sealed
+        if sealed is not None and key not in self.data:
+            name = sealed.seal.name(key)
+            if name in sealed:
+                self._take(sealed, {name: sealed.pop(name)})
+
+    def _take(self, sealed: SealedData, values: dict[str, bytes]) -> None:
+        """Open values, as they are stored and as they are now."""
+        opened = sealed.open(values)
+        if self.data is not self._stored:
+            self.data = opened | self.data
+        self._stored.update(opened)
+        for key in self.dropped & opened.keys():
+            del self.data[key], self._stored[key]
 
     def settle(self, changes: Changes) -> None:
         """Take note that `changes`, a difference of this draft, are stored now."""

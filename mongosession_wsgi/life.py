@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from time import monotonic, sleep
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from . import audit, document
 from .collection import RAW, Documents, SessionCollection, find, insert, update
-from .document import Mark, Record, id_of
-from .draft import UNCHANGED, Draft
+from .document import Mark, Record, Token, id_of
+from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
 from .visit import (
     NOT_LOOKED,
@@ -32,6 +32,9 @@ from .visit import (
     Step,
     Visit,
 )
+
+if TYPE_CHECKING:
+    from .seal import Seal
 
 Move: TypeAlias = "Callable[[Life, Visit], Step]"
 
@@ -98,8 +101,10 @@ class Life:
             return Step(Outcome.KEPT, NOT_LOOKED)
         conditions, expires_at = visit.times.unseen(now, visit.kind)
         moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
-        selected = document.live_seen(id_of(visit.token), now) | conditions
-        change = document.update_of(changes, moments, {})
+        version = document.version_of(visit.token)
+        selected = document.live_seen(id_of(visit.token), now, version) | conditions
+        seal = _seal_of(visit) if version == document.SEALED else None
+        change = document.update_of(changes, moments, {}, seal)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED, NOT_LOOKED, changes)
         return Step(Outcome.LOOK, self.look(visit))
@@ -118,8 +123,9 @@ class Life:
             terms["remember"] = used.remember
         if visit.until is not None:  # The only moment that may move back.
             terms["expires_at"] = moments.pop("expires_at")
-        change = document.update_of(changes, moments, terms)
-        selected = document.live_seen(record.id, now)
+        seal = _seal_of(visit) if record.version == document.SEALED else None
+        change = document.update_of(changes, moments, terms, seal)
+        selected = document.live_seen(record.id, now, record.version)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
         return Step(Outcome.ENDED, record)
@@ -140,11 +146,15 @@ class Life:
             image = self._swap(visit)
             if image is None:
                 return self._not_swapped(visit)
-            record = document.decode(image)
-            if type(record) is not Record or visit.times.end_of(record) <= self._clock():
+            record = self._live(document.decode(image), visit)
+            if type(record) is not Record:
                 return self._not_there(visit, NOTHING)
-            draft = visit.rebased(record)
             try:
+                draft = visit.rebased(record)
+                draft.complete()
+                if type(visit.known) is Nothing:  # A sealed value that does not open: left alone.
+                    self._put_back(visit, image)
+                    return Step(Outcome.ENDED, NOTHING)
                 return self._insert(visit, draft, record)
             except SessionDataError:
                 self._put_back(visit, image)
@@ -158,7 +168,8 @@ class Life:
             nonlocal tries
             tries += 1
             # Other engines have a deletion of one document lose against an update of it.
-            return them.delete_many(document.live(id_, self._clock())).deleted_count
+            live = document.live(id_, self._clock(), v=document.version_of(visit.token))
+            return them.delete_many(live).deleted_count
 
         with self._in_time():
             if not self._sessions.attempt(delete):
@@ -195,9 +206,12 @@ class Life:
             return Step(Outcome.ENDED, mark)
         with self._in_time():
             record, draft = self._successor(mark, visit), visit.draft
-            if record is not None:
+            # What is sealed by the first login's token, this one cannot open.
+            if record is not None and record.version == document.PLAIN:
                 of_owner = record.owner == login.owner
                 draft = draft.rebased(record.data, replaces=not of_owner)
+            elif record is not None and record.owner != login.owner:
+                draft = draft.rebased({}, replaces=True)
             return self._insert(visit, draft)
 
     def fail(self, visit: Visit) -> Step:
@@ -223,7 +237,8 @@ class Life:
     def _swap(self, visit: Visit) -> bytes | None:
         """Make a mark of the live session, and return its last image; None if it was not there."""
         login, now = visit.login, self._clock()
-        selected = document.live(id_of(visit.token), now)
+        version = document.version_of(visit.token)
+        selected = document.live(id_of(visit.token), now, v=version)
         owner = visit.known.owner if type(visit.known) is Record else None
         if login is not None and type(visit.known) is not Record:
             # The mark of the same owner's login is another one, so that has to be looked at first.
@@ -257,9 +272,11 @@ class Life:
         """Store a new session; unless it is a login, it goes on with its predecessor's life."""
         record = self._begun(visit, predecessor)
         contents = draft.contents()
-        stored = RawBSONDocument(document.document_of(record, contents))
+        seal = _new_seal(visit.new_token)
+        stored = RawBSONDocument(document.document_of(record, contents, seal))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored))
         self._sessions.ensure_indexes_in_passing()
-        if not self._sessions.attempt(lambda them: insert(them, stored)):
+        if not is_new:
             found = self._found(record.id)
             if found is None:
                 raise StoreError(
@@ -276,9 +293,10 @@ class Life:
     def _begun(self, visit: Visit, predecessor: Record | None) -> Record:
         """Return the record of a session that is about to be stored."""
         now, id_, login, times = self._clock(), id_of(visit.new_token), visit.login, visit.times
+        version = document.version_of(visit.new_token)
         if predecessor is not None and login is None:
             remember = visit.remember[0] if visit.remember else predecessor.remember
-            moved = predecessor._replace(id=id_, data={}, remember=remember)
+            moved = predecessor._replace(id=id_, data={}, remember=remember, version=version)
             return times.used(moved, now, visit.until)
         idle = times.idle[visit.kind]
         idle_until = visit.until or (None if idle is None else now + idle)
@@ -291,6 +309,7 @@ class Life:
             expires_at=times.expiry(now, now, idle_until),
             label=None if login is None else login.label,
             remember=visit.kind,
+            version=version,
         )
 
     def _put_back(self, visit: Visit, image: bytes) -> None:
@@ -316,9 +335,8 @@ class Life:
                 passed.add(mark.successor)
                 mark = found
                 continue
-            if found is not None:
-                known = self._live(found, visit)
-                return known if type(known) is Record else None
+            if isinstance(found, Record):
+                return found if visit.times.end_of(found) > self._clock() else None
             wait = next(waits, None)
             if wait is None:
                 return None
@@ -382,7 +400,7 @@ class Life:
     def of_owner(self, owner: str) -> Iterator[Record | Mark]:
         """Return the sessions of an owner, without their data, and the marks that lead to some."""
         now = self._clock()
-        theirs = {"owner": owner, "v": document.VERSION, "expires_at": {"$gt": now}}
+        theirs = {"owner": owner, "expires_at": {"$gt": now}} | document.OURS
         found = self._sessions.attempt(lambda them: list(them.find(theirs, {"data": 0})))
         known = map(document.outline, found)
         return (one for one in known if one is not None)
@@ -392,8 +410,10 @@ class Life:
 
         The note keeps a swap that fails from being put back.
         """
+        version = document.PLAIN
         for _ in range(_MOST_LOOKS):
-            live, ending = document.live(id, self._clock()), document.ending(self._clock())
+            live = document.live(id, self._clock(), v=version)
+            ending = document.ending(self._clock())
             if self._sessions.attempt(lambda them: update(them, live, ending)):  # noqa: B023
                 return True
             mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
@@ -401,8 +421,10 @@ class Life:
             known = None if found is None else document.read(found)
             if type(known) is Mark:
                 return known
-            if type(self._found(id)) is not Record:
+            there = self._found(id)
+            if type(there) is not Record:
                 break
+            version = there.version
         return False
 
     def _forestall(self, id: str) -> bool:
@@ -437,7 +459,7 @@ class Life:
         except BSONError:
             found = {}
         if known is None and found is not None:
-            logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
+            _log_foreign(id_)
         return known if known is not None and known.expires_at > self._clock() else None
 
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
@@ -449,7 +471,20 @@ class Life:
         end = visit.times.end_of(found)
         if end <= self._clock():
             return NOTHING
-        return found if end == found.expires_at else found._replace(expires_at=end)
+        if end != found.expires_at:
+            found = found._replace(expires_at=end)
+        return found if found.version == document.PLAIN else self._unopened(found, visit)
+
+    def _unopened(self, record: Record, visit: Visit) -> Record:
+        """Return a sealed session whose values open when they are asked for."""
+        seal = _seal_of(visit)
+        assert seal is not None  # noqa: S101
+
+        def spoil() -> None:
+            _log_foreign(record.id)
+            visit.spoil()
+
+        return record._replace(data=SealedData(record.data, seal, spoil))
 
     def _in_time(self) -> AbstractContextManager[None]:
         """Give all commands within the time of a single one."""
@@ -471,6 +506,30 @@ class Life:
         known = visit.known
         owner = known.owner if type(known) is Record else None
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
+
+
+def _log_foreign(id_: str) -> None:
+    logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
+
+
+def _new_seal(token: Token) -> Seal | None:
+    """Return what seals the session of a token; None for one that is not sealed."""
+    if not token.endswith(document.SEALED_TOKEN):
+        return None
+    try:
+        from .seal import Seal
+    except ImportError as error:
+        raise StoreError(
+            "A sealed session needs cryptography; pip install 'mongosession-wsgi[sealed]'"
+        ) from error
+    return Seal(token)
+
+
+def _seal_of(visit: Visit) -> Seal | None:
+    """Return what opens the session of a visit; made once, because its keys take some time."""
+    if visit.seal is None and visit.token.endswith(document.SEALED_TOKEN):
+        visit.seal = _new_seal(visit.token)
+    return visit.seal
 
 
 def _raw(them: Documents) -> Any:

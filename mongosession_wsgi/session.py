@@ -46,13 +46,13 @@ class Session(MutableMapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         self._visit.touch()
-        return key in self._visit.draft.data or key in self._visit.read().data
+        return key in self._visit.draft.data or self._visit.read().has(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._visit.read().data)
+        return iter(self._visit.read().complete())
 
     def __len__(self) -> int:
-        return len(self._visit.read().data)
+        return len(self._visit.read().complete())
 
     def __ior__(self, other: Mapping[str, Any]) -> Session:
         self.update(other)

@@ -13,9 +13,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from . import audit, document
-from .collection import Documents, SessionCollection, explaining
+from .collection import Documents, SessionCollection
 from .document import Mark, Record
 from .errors import StoreError, warn
+from .failures import explaining
 from .life import Life
 from .session import Session, visit_of
 from .settings import Settings
@@ -90,7 +91,8 @@ class MongoStore:
 
         `times` say when it dies, if a framework has settings of its own for that.
         """
-        return Session(Visit(token, self._life.look, times or self._times()))
+        seals = self.settings.sealed
+        return Session(Visit(token, self._life.look, times or self._times(), seals=seals))
 
     def follow(self, times: Callable[[], Times]) -> None:
         """Have `times` say when sessions die, by the settings of a framework at that moment.
@@ -263,7 +265,8 @@ def _info(record: Record, size: int) -> SessionInfo:
         seen_at=record.seen_at,
         expires_at=record.expires_at,
         size=size,
-        data=record.data,
+        data=record.data if record.version == document.PLAIN else {},
         label=record.label,
         remembered=record.remember is True,
+        sealed=record.version == document.SEALED,
     )

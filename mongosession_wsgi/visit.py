@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from . import document
 from .document import Changes, Mark, Record, Token
 from .draft import UNCHANGED, Draft
 from .errors import SessionDataError, StoreError
 from .times import Times
+
+if TYPE_CHECKING:
+    from .seal import Seal
 
 
 class State(Enum):
@@ -92,6 +95,8 @@ class Visit:
         "known",
         "login",
         "remember",
+        "seal",
+        "seals",
         "secrets",
         "state",
         "times",
@@ -99,12 +104,23 @@ class Visit:
         "until",
     )
 
-    def __init__(self, token: str | None, look: Callable[[Visit], Known], times: Times) -> None:
+    def __init__(
+        self,
+        token: str | None,
+        look: Callable[[Visit], Known],
+        times: Times,
+        *,
+        seals: bool = False,
+    ) -> None:
         self._look = look
         # When the session dies, by the settings of now.
         self.times = times
         # The keys of secrets that a framework keeps in the data; a login leaves them behind.
         self.secrets: tuple[str, ...] = ()
+        # Whether a session that begins is to be sealed.
+        self.seals = seals
+        # What opens the session of the token, once it was needed.
+        self.seal: Seal | None = None
         self.came_with = token
         self.state = State.UNTOUCHED
         # The token that opens the session, as far as is known: the one that came, or was issued.
@@ -126,7 +142,7 @@ class Visit:
 
     def restart(self) -> None:
         """Forget all that this request saw and did, for another attempt at it."""
-        Visit.__init__(self, self.came_with, self._look, self.times)
+        Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
 
     # What the application does.
 
@@ -190,6 +206,11 @@ class Visit:
             self.state, self.login, self._new_token = State.DESTROYED, None, None
             self.until = self.remember = None
             self.draft.wipe()
+
+    def spoil(self) -> None:
+        """Take note that the document turned out to be none of our form."""
+        self.known, self.came = NOTHING, False
+        self.draft.forget()
 
     def discard(self) -> None:
         """Give up every change of a request that failed, all but its `destroy()`."""
@@ -264,7 +285,7 @@ class Visit:
     def new_token(self) -> Token:
         """The token that the commit will store, if it stores a new session; always the same."""
         if self._new_token is None:
-            self._new_token = document.new_token(remembered=self.kind is True)
+            self._new_token = document.new_token(remembered=self.kind is True, sealed=self.seals)
         return self._new_token
 
     @property
@@ -300,6 +321,7 @@ class Visit:
                 self.known, self.state = step.known, State.ENDED
             case Outcome.CREATED:
                 self.known, self.token, self._new_token = step.known, self.new_token, None
+                self.seal = None
             case Outcome.DESTROYED:
                 self.known, self.token = step.known, Token()
             case _:

@@ -141,7 +141,10 @@ _LISTENING = (
     r"<socket\.socket fd=\d+, family=[\w.]+, type=[\w.]+, proto=0, "
     r"laddr=\('127\.0\.0\.1', \d+\)>"
 )
-_GUNICORN_NOISE = rf"Exception ignored in: {_LISTENING}|ResourceWarning: unclosed {_LISTENING}"
+_GUNICORN_NOISE = (
+    rf"Exception ignored (in:|while finalizing socket) {_LISTENING}:?|"
+    rf"ResourceWarning: unclosed {_LISTENING}"
+)
 """gunicorn's workers leave it to their exit to close the socket on which they listen."""
 
 _UWSGI_NOISE = "(?!.*(Traceback|Error|Exception|Warning:|OOPS)).*"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from select import select
 from typing import Any
 from uuid import UUID
 
 import bson
+import click
 import pytest
 from bson.datetime_ms import DatetimeMS
 from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
 
 from mongosession_wsgi import StoreError
-from mongosession_wsgi.cli import console, indexes
+from mongosession_wsgi.cli import commands, console, health, indexes, streams
 from mongosession_wsgi.cli.administration import Statistics, Summary
 from mongosession_wsgi.cli.arguments import fault_of
 from mongosession_wsgi.cli.connection import Connection
@@ -104,6 +109,37 @@ def test_a_text_that_no_terminal_sends_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "Jürgen", "漢字", "a b", "\u202e", "👩\u200d🚀"])
 def test_other_texts_are_taken(text: str) -> None:
     assert fault_of(text) is None
+
+
+BROKEN = ["J\udcfcrgen", "alice\n", "ali\x1b[2Jce"]
+OPTIONS = ["--settings", "--section", "--uri", "--db", "--coll", "--owner", "--idle-for"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        *((["list", option], option) for option in (*OPTIONS, "--larger-than", "--newest")),
+        *((["revoke", "--yes", option], option) for option in OPTIONS),
+        *(([option], option) for option in OPTIONS[:5]),
+        (["show"], "ID"),
+        (["revoke"], "ID"),
+        (["embedded"], "FOLDER"),
+        (["embedded", "--port"], "--port"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_named(arguments: list[str], named: str, text: str) -> None:
+    with pytest.raises(click.BadParameter) as raised:
+        commands.program.main([*arguments, text], "mongosession", standalone_mode=False)
+    assert raised.value.exit_code == 2
+    assert named in raised.value.format_message()
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("name", ["MONGODB_URI", "MONGOSESSION_DB", "MONGOSESSION_COLL"])
+def test_a_variable_that_is_no_text_is_named(name: str, text: str) -> None:
+    with pytest.raises(click.UsageError, match=name):
+        Connection().settings({"MONGOSESSION_DB": "shop", name: text})
 
 
 def test_a_hint_repeats_the_options_but_no_password() -> None:
@@ -213,6 +249,47 @@ def test_the_index_on_owner_is_judged(found: dict[str, Any], verdict: Verdict) -
 )
 def test_the_indexes_of_others_are_judged(found: dict[str, Any], verdict: Verdict | None) -> None:
     assert verdicts(indexes.others([ID, found])) == ([] if verdict is None else [verdict])
+
+
+# Streams.
+
+
+def test_a_ctrl_c_just_before_the_wait_for_an_answer_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = os.pipe()
+    ready: list[Any] = []
+
+    def select_late(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        ready.extend(select(*arguments, 60)[0])
+        os.write(there, b"y\n")
+
+    with os.fdopen(here) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(streams, "select", select_late)
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            assert streams.ask("?") is True
+        finally:
+            signal.signal(signal.SIGINT, before)
+            os.close(there)
+        assert ready
+        assert stdin not in ready
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [
+        (("127.0.0.1", 27017), "127.0.0.1:27017"),
+        (("db.example", 27018), "db.example:27018"),
+        (("::1", 27017), "[::1]:27017"),
+        (("/tmp/mongodb-27017.sock", None), "/tmp/mongodb-27017.sock"),
+    ],
+)
+def test_an_address_is_written_as_people_do(address: Any, written: str) -> None:
+    assert health._written(address) == written
 
 
 # What is shown.

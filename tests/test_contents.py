@@ -77,7 +77,7 @@ def test_two_keys_are_never_the_same_name() -> None:
     [
         None, True, False, 0, -1, 2**63 - 1, -(2**63), 1.5, float("inf"), "", "é\0☃",
         b"", b"\xff\0", UTC_NOON, UUID(int=7), [], {}, [None, [1, {"a": []}]], {"a": {"b": {}}},
-        bson.ObjectId(), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
+        bson.ObjectId("0" * 24), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
         bson.Regex("a", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("f()"),
         DBRef("coll", 1), {"$ref": "not a DBRef", "$id": 1},
     ],

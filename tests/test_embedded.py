@@ -1,4 +1,4 @@
-"""The embedded server: it answers, keeps its data, says what is wrong, and outlives nobody."""
+"""The embedded server answers, keeps its data to itself, names faults, and outlives nobody."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from pymongo import MongoClient
 
 from mongosession_wsgi import SessionError, embedded
 from mongosession_wsgi.embedded import EmbeddedServer, EmbeddedServerError
+
+pytestmark = pytest.mark.server
 
 LONG_ENOUGH = 30.0
 
@@ -127,12 +129,135 @@ def test_a_port_lost_to_somebody_is_replaced_by_another(
         assert answers(server.uri)
 
 
+def test_nobody_else_can_read_the_folder(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+    with EmbeddedServer(data) as server, MongoClient[Any](server.uri) as client:
+        client["some"]["things"].insert_one({})
+        assert modes_for_others(data) == {}
+    opened = [data, *data.rglob("*")]
+    for path in opened:
+        path.chmod(0o777)
+    with EmbeddedServer(data) as server:
+        assert answers(server.uri)
+        assert modes_for_others(data) == {}
+    assert {"db", "server.log"} < {path.name for path in opened}
+
+
+def modes_for_others(folder: Path) -> dict[str, str]:
+    """Return what the group or others may do, by path, where they may do anything."""
+    modes = {path: path.stat().st_mode & 0o7777 for path in (folder, *folder.rglob("*"))}
+    return {str(path): oct(mode) for path, mode in modes.items() if mode & 0o77}
+
+
+def test_a_folder_that_is_open_to_others_is_closed_before_it_is_filled(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with EmbeddedServer(tmp_path):
+        assert oct(tmp_path.stat().st_mode & 0o7777) == "0o700"
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(EmbeddedServerError, match="holds files that are not of an embedded server"):
+        EmbeddedServer(tmp_path).start()
+    assert oct(tmp_path.stat().st_mode & 0o7777) == "0o755"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as first:
+        log = (tmp_path / "server.log").read_text()
+        with pytest.raises(EmbeddedServerError, match=f"Another .* runs on the folder {tmp_path}"):
+            EmbeddedServer(tmp_path).start()
+        assert answers(first.uri)
+        assert (tmp_path / "server.log").read_text() == log
+    with EmbeddedServer(tmp_path) as second:
+        assert answers(second.uri)
+
+
+@pytest.mark.parametrize("data", ["file", "file/data"])
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, data: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbeddedServerError, match=f"data in {tmp_path}.*: a file is in the way"):
+        EmbeddedServer(tmp_path / data).start()
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(EmbeddedServerError, match="cannot keep its data in /proc/no/folder: "):
+        EmbeddedServer("/proc/no/folder").start()
+
+
 def test_without_the_extra_it_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(SessionError, match=r"pip install 'mongosession-wsgi\[embedded\]'"):
+        EmbeddedServer(tmp_path / "data").start()
+
+
+# What uv does: nothing is in its cache, so that it says what it fetches; or it can fetch nothing.
+UV = """#!/bin/sh
+echo "$*" >> {folder}/asked
+case "$1" in --offline) exit 2 ;; esac
+echo "{words}" >&2
+echo {prefix}
+exit {status}
+"""
+
+
+@pytest.fixture
+def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Have this Python be too new for the server, and a stand-in for uv be installed."""
+    prefix = Path(embedded._program()).parent.parent
+    program = tmp_path / "uv"
+
+    def make(words: str, status: int = 0) -> Path:
+        text = UV.format(folder=tmp_path, words=words, prefix=prefix, status=status)
+        program.write_text(text)
+        program.chmod(0o755)
+        return tmp_path / "asked"
+
+    installed = {"uv": str(program)}
+    monkeypatch.setattr(embedded, "_find", installed.get)
+    monkeypatch.setattr(embedded, "_TOO_NEW", (3, 10))
+    return make
+
+
+def test_a_python_that_is_too_new_has_uv_set_the_server_up_once(
+    tmp_path: Path, uv: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = uv("Installed 9 packages")
+    for _ in range(2):
+        with EmbeddedServer(tmp_path / "data") as server:
+            assert answers(server.uri)
+            os.kill(server.pid, signal.SIGKILL)  # The server itself: nothing stands in between.
+            wait_until_gone(server.pid)
+    first, second = asked.read_text().splitlines()
+    assert first == f"--offline {second}"
+    assert second.startswith("tool run --python >=3.10,<3.14 --from SecantusDB==")
+    said = capfd.readouterr().err.splitlines()
+    this = "{}.{}".format(*sys.version_info)
+    assert said == [
+        f"The embedded server has no release for Python {this}: it runs under an older one, by uv.",
+        "Installed 9 packages",
+    ]
+
+
+def test_uv_that_cannot_set_the_server_up_says_what_to_do(
+    tmp_path: Path, uv: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    uv("error: no such host", status=2)
+    with pytest.raises(EmbeddedServerError, match=r"a Python .* \(3.10 to 3.13\).*MONGODB_URI"):
+        EmbeddedServer(tmp_path / "data").start()
+    assert capfd.readouterr().err.endswith("error: no such host\n")
+
+
+def test_a_program_that_is_gone_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_find", lambda _: str(tmp_path / "gone"))
+    with pytest.raises(EmbeddedServerError, match=r"No such file or directory: .*/gone"):
         EmbeddedServer(tmp_path / "data").start()
 
 

@@ -14,14 +14,14 @@ import mongosession_wsgi
 PACKAGE = Path(mongosession_wsgi.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
-    "caching": set(),
+    "headers": set(),
     "settings": {"errors"},
     "cookie": {"errors", "settings"},
     "document": {"errors"},
     "session": {"errors", "document"},
     "store": {"errors", "settings", "document", "session"},
-    "exchange": {"errors", "caching", "cookie", "session", "store"},
-    "middleware": {"errors", "caching", "cookie", "exchange", "session", "settings", "store"},
+    "exchange": {"errors", "headers", "cookie", "session", "store"},
+    "middleware": {"errors", "headers", "cookie", "exchange", "session", "settings", "store"},
     "embedded": {"errors"},
 }
 THE_COMMAND_MAY_IMPORT = {"__version__", "errors", "settings", "document", "store", "embedded"}

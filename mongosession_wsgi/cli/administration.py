@@ -21,9 +21,9 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
-from ..collection import NOT_ALLOWED, explaining
 from ..document import MARK, SESSION, expired_by
 from ..errors import StoreError
+from ..failures import NOT_ALLOWED, explaining
 from ..store import MongoStore, utc_now
 from .indexes import Index, old_index
 
@@ -32,8 +32,7 @@ AT_A_TIME = 200
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_PLAIN, _SEALED = document.VERSION, 2
-VERSIONS = (_PLAIN, _SEALED)
+_PLAIN, _SEALED = VERSIONS = document.VERSIONS
 """The versions of the stored form. The data of a sealed session can't be read here."""
 
 _SESSION = SESSION | {"_id": {"$type": "string"}, "v": {"$in": VERSIONS}}
@@ -412,7 +411,7 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         found = bson.decode(raw.raw, codec_options=document.CODEC)
     except BSONError:
         return None
-    record = document.read(found | {"v": document.VERSION, "data": {}})
+    record = document.read(found | {"v": document.PLAIN, "data": {}})
     if not isinstance(record, document.Record):
         return None
     size, label = found.get("size"), found.get("label")

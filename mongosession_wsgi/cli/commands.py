@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -327,8 +327,8 @@ def run() -> int:
         _end_in_silence()
     except OSError as error:
         streams.drop_output(sys.stdout)
-        what = "the output could not be written: " if error.errno in _NOT_WRITTEN else ""
-        say(f"Error: {what}{error}")
+        lost = error.errno in _NOT_WRITTEN
+        say(f"Error: {f'the output could not be written: {error.strerror}' if lost else error}")
         return _FAILED
     return code
 
@@ -337,8 +337,10 @@ def _ran() -> int:
     try:
         return program.main(prog_name="mongosession", standalone_mode=False) or 0
     except click.ClickException as error:
-        with suppress(OSError):
+        try:
             error.show()
+        except OSError:
+            streams.drop_output(sys.stderr)
         return error.exit_code
     except click.Abort:
         say("Interrupted.")

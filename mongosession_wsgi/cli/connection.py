@@ -19,8 +19,8 @@ from typing import Any
 import click
 from pymongo.errors import ServerSelectionTimeoutError
 
-from ..collection import explained
 from ..errors import SettingsError, StoreError
+from ..failures import explained
 from ..settings import Settings
 from ..store import MongoStore
 from .arguments import fault_of

@@ -14,8 +14,8 @@ from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from .. import document
-from ..collection import explained
 from ..errors import SessionError, StoreError
+from ..failures import explained
 from ..store import MongoStore, utc_now
 from . import indexes
 from .administration import REFUSED, SIZED, Administration
@@ -144,7 +144,7 @@ class Health:
     def _expired_sessions(self) -> Iterator[Judged]:
         """Look how long the oldest waits for the TTL monitor, by the clock that this one has."""
         now = _moment(self._hello().get("localTime")) or self._clock()
-        expired = {"v": document.VERSION, "expires_at": {"$type": "date", "$lte": now}}
+        expired = {"v": document.PLAIN, "expires_at": {"$type": "date", "$lte": now}}
         raw = self._store.collection.find_one(expired, ["expires_at"], sort=[("expires_at", 1)])
         if raw is None:
             yield Verdict.GOOD, "none waits for the TTL monitor"
@@ -206,7 +206,7 @@ class Health:
     def _throw_away(self, id_: str) -> RawBSONDocument:
         now = self._clock()
         moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(minutes=1)}
-        session = {"_id": id_, "v": document.VERSION, "data": {}, "owner": None} | moments
+        session = {"_id": id_, "v": document.PLAIN, "data": {}, "owner": None} | moments
         return RawBSONDocument(bson.encode(session, codec_options=document.CODEC))
 
     def _tells_size(self, id_: str) -> bool:

@@ -49,7 +49,7 @@ class Client:
 
     def __init__(self) -> None:
         self.client = self.database = self
-        self.options = SimpleNamespace(timeout=None)
+        self.options = SimpleNamespace(timeout=None, direct_connection=False)
         self.read_concern = SimpleNamespace(level=None)
         self.write_concern = SimpleNamespace(document={})
         self.documents: dict[str, bytes] = {}
@@ -89,7 +89,7 @@ class Collection:
 
     def __init__(self, client: Client, name: str, codec_options: CodecOptions[Any]) -> None:
         self.database = client
-        self.name = name
+        self.name = self.full_name = name
         self.codec_options = codec_options
         self.read_concern = client.read_concern
         self.write_concern = client.write_concern
@@ -97,7 +97,10 @@ class Collection:
     def with_options(self, codec_options: CodecOptions[Any]) -> Any:
         return self.database.get_collection(self.name, codec_options=codec_options)
 
-    def create_indexes(self, _: Iterable[Any]) -> None: ...
+    def list_indexes(self) -> Iterable[Document]:
+        return ()
+
+    def create_index(self, _: str, **__: Any) -> None: ...
 
     def find(self, filter: Document, _: Any = None, *, sort: Any = (), **__: Any) -> _Found:
         def act() -> list[bytes]:

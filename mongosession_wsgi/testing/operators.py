@@ -55,6 +55,10 @@ def _holds(value: Any, operator: str, operand: Any) -> bool:
             return value in operand
         case "$gt":
             return type(value) is type(operand) and bool(value > operand)
+        case "$gte":
+            return type(value) is type(operand) and bool(value >= operand)
+        case "$lt":
+            return type(value) is type(operand) and bool(value < operand)
         case "$lte":
             return type(value) is type(operand) and bool(value <= operand)
     raise _unknown(operator)
