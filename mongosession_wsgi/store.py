@@ -138,6 +138,11 @@ class MongoStore:
         """This process's collection, its documents undecoded, for `document.decode` to read."""
         return self._sessions.raw
 
+    @property
+    def client(self) -> MongoClient[Any]:
+        """This process's client, which may not have found a server yet."""
+        return self._sessions.documents.database.client
+
     def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
         """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first.
 
