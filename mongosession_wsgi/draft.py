@@ -84,7 +84,7 @@ class Draft:
         """Set a value. Raises `SessionDataError` for one that cannot be stored."""
         document.check(key, value)
         if self._sealed is not None:
-            self._sealed.pop(self._sealed.seal.name(key), None)
+            self._open(key)
         if self.data is self._stored:
             self.data = self._stored.copy()
         self.data[key] = value
@@ -130,7 +130,7 @@ class Draft:
         """Return all of the data, as the changes that make a new session of it."""
         if self._sealed is not None:
             self.complete()
-        return self._against({})
+        return self._against({})._replace(replaces=True)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
         """Return this request's changes as changes of what is stored by now.

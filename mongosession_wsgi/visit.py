@@ -164,6 +164,8 @@ class Visit:
         self.known = known
         if type(known) is Record:
             self.came = True
+            if self.draft is _UNTOUCHED:
+                self.touch()
             self.draft = self.rebased(known)
         elif type(known) is Failure:
             raise known.error
