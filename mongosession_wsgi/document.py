@@ -460,6 +460,8 @@ class _Walk:
             return value
         if isinstance(value, _SCALAR):
             return value
+        if _is_lazy_text(value):
+            return self.form(str(value), path, depth)
         raise SessionDataError(
             f"{_shown(path)}: a session cannot hold a {kind.__name__}; {_instead_of(value)}"
         )
@@ -498,6 +500,16 @@ class _Walk:
                 key = escape(key)
             stored[key] = item if type(item) in _AS_THEY_ARE else self.form(item, place, depth + 1)
         return stored
+
+
+def _is_lazy_text(value: Any) -> bool:
+    """Say whether an object stands for a text, such as a lazy translation.
+
+    Lazy texts (of Babel, Django, speaklater, Werkzeug) have no type in common, but each has the
+    methods of a str. An object with attributes of any name, such as a mock, is no text.
+    """
+    is_class = isinstance(value, type)
+    return hasattr(value, "casefold") and not hasattr(value, "casefold_") and not is_class
 
 
 def _check_readable(value: Any, path: _Path) -> None:

@@ -112,6 +112,8 @@ class Draft:
         """Leave these keys behind, as they are stored and as they are now."""
         self.dropped |= frozenset(keys)
         self.data = {key: value for key, value in self.data.items() if key not in self.dropped}
+        # A value that is set anew counts as a change, also if it equals the stored one.
+        self._stored = {key: one for key, one in self._stored.items() if key not in self.dropped}
 
     def forget(self) -> None:
         """Forget what is stored, which turned out to be no session, and keep what was set."""
@@ -126,7 +128,8 @@ class Draft:
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
-        self.complete()
+        if self._sealed is not None:
+            self.complete()
         return self._against({})._replace(replaces=True)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from datetime import timedelta
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from .cookie import CookiePolicy
+from .cookie import Cookie, CookiePolicy
 from .errors import StoreError, warn
 from .headers import Headers, keep_cookie_private, make_private, vary_on_cookie
 from .session import Session, visit_of
@@ -35,17 +36,45 @@ class Exchanges:
     """Make the exchange of each request: the one place where settings, cookie and store meet.
 
     `settings` is the flat mapping of `mongodb_*` and `session_*` keys; `store` replaces the one
-    that is made of them. Raises `SettingsError`.
+    that is made of them. Raises `SettingsError`, and `TypeError` for what is no store.
     """
 
     def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
-        self.settings = Settings.parse(settings)
+        self.settings, self.store = beside(Settings.parse(settings), store)
         self.cookies = CookiePolicy(self.settings)
-        self.store: Store = MongoStore(self.settings) if store is None else store
+        times = Times.of(self.settings)
+        if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
+            self.store.follow(lambda: times)
         self.open: Callable[[WSGIEnvironment], Exchange] = partial(
-            Exchange, self.store, self.cookies
+            Exchange, self.store, self.cookies, times=times
         )
         """Return the exchange of the request with this environ; do no I/O."""
+
+
+def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
+    """Return a store, and the settings with the times that hold beside it.
+
+    Where the settings say nothing of a time, that of a given store counts. Raises `TypeError` for
+    what is no store.
+    """
+    if store is None:
+        return settings, MongoStore(settings)
+    if isinstance(store, type) or not hasattr(store, "flush"):
+        name = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
+        raise TypeError(f"store must be a store, such as MongoStore(settings), not {name}")
+    others: Settings | None = getattr(store, "settings", None)
+    if others is not None:
+        times = {
+            name: getattr(others, name)
+            for name in ("max_age", "remember", "lifetime")
+            if getattr(settings, name) == getattr(_UNSAID, name)
+        }
+        settings = replace(settings, **times)
+    return settings, store
+
+
+_UNSAID = Settings()
+"""The settings of a mapping that says nothing."""
 
 
 def session_around(environ: WSGIEnvironment) -> Session | None:
@@ -119,7 +148,7 @@ class Exchange:
             visit.state = State.ENDED  # What failed is not tried again in this request.
             raise
         self._begins = outcome is Outcome.CREATED
-        if outcome not in (Outcome.KEPT, Outcome.ENDED):
+        if outcome is not Outcome.ENDED:
             self._set_cookie = self.cookie_after(outcome)
         self._committed = True
 
@@ -169,11 +198,19 @@ class Exchange:
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header that the browser needs now, if any."""
+        if outcome is Outcome.KEPT:
+            return None
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
         cookie = self.cookie
         if self.visit.kind is True:  # Remembered: this cookie outlives the browser in any case.
-            cookie = replace(cookie, max_age=self.visit.times.remember)
+            cookie = _lasting(cookie, self.visit.times.remember)
         if outcome is Outcome.RENEWED and cookie.max_age is None:
             return None
         return self._cookies.issue(cookie, self.visit.token, self._environ)
+
+
+@lru_cache(maxsize=256)
+def _lasting(cookie: Cookie, max_age: timedelta) -> Cookie:
+    """Return a cookie that outlives the browser; cached, because a copy takes microseconds."""
+    return replace(cookie, max_age=max_age)

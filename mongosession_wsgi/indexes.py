@@ -32,7 +32,7 @@ _NOT_OPTIONS = {"v", "key", "name", "ns", "background"}
 _IN_THE_WAY = {85, 86}
 """The errors that say: an index of the same key or name is there, and has other options."""
 _NOT_FOR_THIS_USER = {NOT_ALLOWED, 8000}
-_OVER_ALL = "expires_at_over_all"
+OVER_ALL = "expires_at_over_all"
 """The name of the TTL index on a server that has no partial ones."""
 _REFUSED = (
     "The indexes of the sessions could not be made, so expired ones pile up and the sessions of an "
@@ -129,7 +129,7 @@ def ensure(documents: Collection[Any]) -> None:
             except StoreError as error:
                 refusals.append(error)
     for one in listed:
-        if is_over_all_documents(one) and one["name"] != _OVER_ALL:
+        if is_over_all_documents(one) and one["name"] != OVER_ALL:
             logger.warning(
                 "The index %s is over all documents of %s, as version 1 made it, so MongoDB "
                 "deletes others' documents too when their expires_at is past. To replace the "
@@ -206,7 +206,7 @@ def _make_over_all_documents(documents: Collection[Any], refusal: BaseException 
             "sessions a collection of their own (mongodb_session_coll), or run now and then: "
             "mongosession purge"
         ) from refusal
-    _create(documents, "expires_at", {"expireAfterSeconds": 0, "name": _OVER_ALL})
+    _create(documents, "expires_at", {"expireAfterSeconds": 0, "name": OVER_ALL})
 
 
 def _conflict(documents: Collection[Any], field: str, listed: Iterable[Listed]) -> str:

@@ -270,9 +270,10 @@ class Life:
 
     def _insert(self, visit: Visit, draft: Draft, predecessor: Record | None = None) -> Step:
         """Store a new session; unless it is a login, it goes on with its predecessor's life."""
-        record = self._begun(visit, predecessor)
+        token = visit.new_token
+        record = self._begun(visit, token, predecessor)
         contents = draft.contents()
-        seal = _new_seal(visit.new_token)
+        seal = _new_seal(token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
         is_new = self._sessions.attempt(lambda them: insert(them, stored))
         self._sessions.ensure_indexes_in_passing()
@@ -286,19 +287,20 @@ class Life:
             if type(found) is Mark:  # It was ended before it was stored.
                 return Step(Outcome.ENDED, NOTHING)
         self._say_new(visit, record)
-        if not self._is_within_limit(record):
+        if self._limit is not None and not self._is_within(self._limit, record):
             return Step(Outcome.ENDED, NOTHING)
         return Step(Outcome.CREATED, record, contents, draft)
 
-    def _begun(self, visit: Visit, predecessor: Record | None) -> Record:
+    def _begun(self, visit: Visit, token: Token, predecessor: Record | None) -> Record:
         """Return the record of a session that is about to be stored."""
-        now, id_, login, times = self._clock(), id_of(visit.new_token), visit.login, visit.times
-        version = document.version_of(visit.new_token)
+        now, id_, login, times = self._clock(), id_of(token), visit.login, visit.times
+        version = document.version_of(token)
         if predecessor is not None and login is None:
             remember = visit.remember[0] if visit.remember else predecessor.remember
             moved = predecessor._replace(id=id_, data={}, remember=remember, version=version)
             return times.used(moved, now, visit.until)
-        idle = times.idle[visit.kind]
+        kind = visit.kind
+        idle = times.idle[kind]
         idle_until = visit.until or (None if idle is None else now + idle)
         return Record(
             id=id_,
@@ -308,7 +310,7 @@ class Life:
             seen_at=now,
             expires_at=times.expiry(now, now, idle_until),
             label=None if login is None else login.label,
-            remember=visit.kind,
+            remember=kind,
             version=version,
         )
 
@@ -432,17 +434,17 @@ class Life:
         tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
         return self._sessions.attempt(lambda them: insert(them, tombstone))
 
-    def _is_within_limit(self, record: Record) -> bool:
+    def _is_within(self, limit: int, record: Record) -> bool:
         """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
 
         Each login looks after it is stored, so the last of several at once sees them all. So does
         each rotation, whose session was for a moment stored nowhere.
         """
-        if self._limit is None or record.owner is None:
+        if record.owner is None:
             return True
         logins = [one for one in self.of_owner(record.owner) if type(one) is Record]
         logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
-        excess = [one.id for one in logins[self._limit :]]
+        excess = [one.id for one in logins[limit:]]
         count = self.end_all(excess)
         if count:
             audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
@@ -478,7 +480,6 @@ class Life:
     def _unopened(self, record: Record, visit: Visit) -> Record:
         """Return a sealed session whose values open when they are asked for."""
         seal = _seal_of(visit)
-        assert seal is not None  # noqa: S101
 
         def spoil() -> None:
             _log_foreign(record.id)
@@ -512,10 +513,8 @@ def _log_foreign(id_: str) -> None:
     logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
 
 
-def _new_seal(token: Token) -> Seal | None:
-    """Return what seals the session of a token; None for one that is not sealed."""
-    if not token.endswith(document.SEALED_TOKEN):
-        return None
+def _new_seal(token: Token) -> Seal:
+    """Return what seals and opens the session of a token."""
     try:
         from .seal import Seal
     except ImportError as error:
@@ -525,9 +524,9 @@ def _new_seal(token: Token) -> Seal | None:
     return Seal(token)
 
 
-def _seal_of(visit: Visit) -> Seal | None:
+def _seal_of(visit: Visit) -> Seal:
     """Return what opens the session of a visit; made once, because its keys take some time."""
-    if visit.seal is None and visit.token.endswith(document.SEALED_TOKEN):
+    if visit.seal is None:
         visit.seal = _new_seal(visit.token)
     return visit.seal
 

@@ -78,7 +78,8 @@ class MongoStore:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.settings = Settings.parse(settings)
-        self._times = Times.of(self.settings)
+        times = Times.of(self.settings)
+        self._times: Callable[[], Times] = lambda: times
         self._clock = clock
         self._sessions = SessionCollection(self.settings, client)
         self._life = Life(self._sessions, clock, self.settings.limit)
@@ -91,7 +92,14 @@ class MongoStore:
         `times` say when it dies, if a framework has settings of its own for that.
         """
         seals = self.settings.sealed
-        return Session(Visit(token, self._life.look, times or self._times, seals=seals))
+        return Session(Visit(token, self._life.look, times or self._times(), seals=seals))
+
+    def follow(self, times: Callable[[], Times]) -> None:
+        """Have `times` say when sessions die, by the settings of a framework at that moment.
+
+        Requests of a framework bring their times along; `retrieve` and `sessions` do not.
+        """
+        self._times = times
 
     def create(self, data: Mapping[str, Any] | None = None) -> Session:
         """Return a new session that is stored already, also if it is empty."""
@@ -129,6 +137,11 @@ class MongoStore:
     def collection(self) -> Collection[RawBSONDocument]:
         """This process's collection, its documents undecoded, for `document.decode` to read."""
         return self._sessions.raw
+
+    @property
+    def client(self) -> MongoClient[Any]:
+        """This process's client, which may not have found a server yet."""
+        return self._sessions.documents.database.client
 
     def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
         """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first.
@@ -211,11 +224,12 @@ class MongoStore:
             live["owner"] = owner
         # A server that sorts in memory may have little of it; the sort of one owner needs none.
         sort: dict[str, Any] = {"sort": [("seen_at", -1)], "allow_disk_use": owner is None or None}
+        times = self._times()
         with explaining(), self.collection.find(live, **sort) as found:
             for raw in found:
                 record = document.decode(bytes(raw.raw))
                 if isinstance(record, Record):
-                    end = self._times.end_of(record)
+                    end = times.end_of(record)
                     if end > now:
                         yield _info(record._replace(expires_at=end), len(raw.raw))
 

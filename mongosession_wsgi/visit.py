@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from . import document
 from .document import Changes, Mark, Record, Token
 from .draft import UNCHANGED, Draft
-from .errors import StoreError
+from .errors import SessionDataError, StoreError
 from .times import Times
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Visit:
         "_new_token",
         "came",
         "came_with",
+        "changed",
         "draft",
         "known",
         "login",
@@ -129,6 +130,8 @@ class Visit:
         self.draft = _UNTOUCHED
         # Whether a live session came with the request.
         self.came = False
+        # Whether an earlier commit of this request had changes to store, or gave them up.
+        self.changed = False
         # The login of this request.
         self.login: Login | None = None
         # The moment at which the session is to die, if the application has said one.
@@ -203,6 +206,7 @@ class Visit:
         self.touch()
         if self.state is not State.ENDED:
             self.state, self.login, self._new_token = State.DESTROYED, None, None
+            self.until = self.remember = None
             self.draft.wipe()
 
     def spoil(self) -> None:
@@ -216,6 +220,7 @@ class Visit:
         if self.state is State.DESTROYED:
             self.draft.wipe()
         elif self.state is not State.UNTOUCHED:
+            self.changed = self.changed or self.state is State.REGENERATED
             self.state = State.ENDED
 
     def live_until(self, moment: datetime) -> None:
@@ -230,7 +235,8 @@ class Visit:
     def idle_as(self, remember: bool | None) -> None:
         """Have the session's idle time be that of another kind (see `Record.remember`)."""
         self.touch()
-        self.look()
+        if self.state is not State.DESTROYED:
+            self.look()
         if self.kind is not remember:
             self.until, self.remember = None, (remember,)
 
@@ -240,6 +246,15 @@ class Visit:
     def has_changes(self) -> bool:
         """Whether there is something to write: data, or when the session is to die."""
         return self.draft.difference() is not UNCHANGED or self.remember is not None
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether the application changed the session in this request, stored by now or not."""
+        at_work = self.state is State.REGENERATED or self.state is State.DESTROYED
+        try:
+            return self.changed or at_work or self.has_changes
+        except SessionDataError:  # It was changed to what cannot be stored.
+            return True
 
     @property
     def record(self) -> Record | None:
@@ -262,6 +277,8 @@ class Visit:
             return self.remember[0]
         if self.login is not None:
             return self.login.remember
+        if self.state is State.DESTROYED:
+            return None
         if type(self.known) is Record:
             return self.known.remember
         return True if self.token.endswith(document.REMEMBERED) else None
@@ -295,6 +312,8 @@ class Visit:
             self.draft = step.draft
         if step.stored is not None:
             self.draft.settle(step.stored)
+            new = step.outcome is Outcome.CREATED or step.outcome is Outcome.DESTROYED
+            self.changed = self.changed or new or step.stored is not UNCHANGED
             self.state = State.OPEN
             self.login = self.until = self.remember = None
         match step.outcome:
@@ -303,7 +322,8 @@ class Visit:
             case Outcome.ENDED:
                 self.known, self.state = step.known, State.ENDED
             case Outcome.CREATED:
-                self.known, self.token, self._new_token = step.known, self.new_token, None
+                self.known, self.token = step.known, self._new_token or self.token
+                self._new_token = None
                 self.seal = None
             case Outcome.DESTROYED:
                 self.known, self.token = step.known, Token()

@@ -777,7 +777,7 @@ def test_a_refused_duplicate_may_be_our_own_or_a_tombstone(
     ("details", "words"),
     [
         (None, "a unique index on the collection that is not ours"),
-        ({"keyPattern": {"data.mail": 1}}, "DuplicateKeyError"),
+        ({"keyPattern": {"data.mail": 1}}, "unique index that is not ours"),
     ],
 )
 @pytest.mark.parametrize("login", [False, True])

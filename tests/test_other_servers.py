@@ -281,6 +281,20 @@ def test_an_index_that_may_not_be_listed_or_dropped(
         looking.indexes()
 
 
+def test_an_index_by_which_documents_of_others_expire_is_theirs_to_replace(
+    there: MongoStore, stored: Collection[Any]
+) -> None:
+    stored.drop_indexes()
+    stored.create_index("expires_at", expireAfterSeconds=0, name="by_hand")
+    looking = Administration(there)
+    assert looking.old_index() == "by_hand"
+    stored.insert_one({"expires_at": datetime.now(timezone.utc) + timedelta(days=1)})
+    assert looking.old_index() is None
+    stored.drop_index("by_hand")
+    stored.create_index("expires_at", expireAfterSeconds=0)
+    assert looking.old_index() == "expires_at_1"
+
+
 @pytest.fixture
 def init(
     pretender: Pretender, database: str, store: MongoStore, capsys: pytest.CaptureFixture[str]

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "middleware": {"errors", "headers", "cookie", "exchange", "session", "settings", "store"},
     "embedded": {"errors"},
 }
-THE_COMMAND_MAY_IMPORT = {"__version__", "errors", "settings", "document", "store", "embedded"}
+THE_COMMAND_MAY_IMPORT = {"__version__", "errors", "failures", "settings", "document", "indexes"}
+THE_COMMAND_MAY_IMPORT |= {"store", "embedded"}
 """What the modules of the command, which only the command imports, are made of."""
 FRAMEWORKS = {"bottle", "django", "falcon", "flask", "paste", "pyramid"}
 ON_TOP = {"errors", "cookie", "exchange", "middleware", "session", "settings", "store"}

@@ -24,18 +24,18 @@ from .. import document
 from ..document import MARK, SESSION, expired_by
 from ..errors import StoreError
 from ..failures import NOT_ALLOWED, explaining
+from ..indexes import OURS
 from ..store import MongoStore, utc_now
-from .indexes import Index, old_index
+from .judging import Index, old_indexes
 
+_OLD_NAME = "expires_at_1"
+"""The name of the TTL index that version 1 made."""
 AT_A_TIME = 200
 """The sessions that one command ends: few enough for an interruption to come soon."""
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_PLAIN, _SEALED = VERSIONS = document.VERSIONS
-"""The versions of the stored form. The data of a sealed session can't be read here."""
-
-_SESSION = SESSION | {"_id": {"$type": "string"}, "v": {"$in": VERSIONS}}
+_SESSION = SESSION | {"_id": {"$type": "string"}}
 _SIZE = {"$bsonSize": "$$ROOT"}
 SIZED = {"v": 1, "size": _SIZE}
 """A projection that has the server tell the size of a document."""
@@ -131,9 +131,8 @@ class Administration:
 
     def count_ids(self, ids: Sequence[str]) -> int:
         """Return how many of these ids are of live sessions, or of such as have a new id by now."""
-        live = {"v": {"$in": VERSIONS}, "expires_at": {"$gt": self._clock()}}
-        among, not_ended = {"_id": {"$in": ids}}, {"ended": {"$ne": True}}
-        return self._counted(among | live | not_ended)
+        among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
+        return self._counted(among | document.OURS | live | {"ended": {"$ne": True}})
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""
@@ -226,8 +225,17 @@ class Administration:
             return None
 
     def old_index(self) -> str | None:
-        """Return the name of the TTL index that version 1 made, which reaches all documents."""
-        return old_index(self.indexes() or [])
+        """Return the name of a TTL index over all documents, such as version 1 made, or None.
+
+        An index of another name was made by somebody else. It is theirs to replace if documents
+        of theirs expire by it.
+        """
+        others = {"$nor": [OURS], "expires_at": {"$type": "date"}}
+        for name in old_indexes(self.indexes() or []):
+            with explaining():
+                if name == _OLD_NAME or self.store.collection.find_one(others, ["_id"]) is None:
+                    return name
+        return None
 
     def drop_index(self, name: str) -> None:
         """Drop an index. Raises `NotAllowedError` if this user may not."""
@@ -253,10 +261,7 @@ class Administration:
         later = conditions | {"created_at": {"$lte": begun}}
         yield from self._over_and_over(self._end, conditions, later)
         if selection.idle_for is None and selection.larger_than is None:
-            marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
-            if selection.owner is not None:
-                marks["owner"] = selection.owner
-            for id_ in list(self._ids(marks)):
+            for id_ in self._moving(selection.owner, begun):
                 yield self.store.revoke(id_)
 
     def purge(self) -> Iterator[int]:
@@ -318,6 +323,18 @@ class Administration:
         with explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
             for raw in found:
                 yield raw["_id"]
+
+    def _moving(self, owner: str | None, begun: datetime) -> list[str]:
+        """Return the ids of sessions that go on under an id of which nothing is known here.
+
+        Of a session that is given one new token after the other, that is the last mark alone.
+        """
+        marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
+        if owner is not None:
+            marks["owner"] = owner
+        with explaining(), self.store.collection.find(marks, ["successor"]) as found:
+            successors = {raw["_id"]: raw.get("successor") for raw in found}
+        return [id_ for id_, successor in successors.items() if successor not in successors]
 
     def _over_and_over(
         self,
@@ -411,10 +428,10 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         found = bson.decode(raw.raw, codec_options=document.CODEC)
     except BSONError:
         return None
-    record = document.read(found | {"v": document.PLAIN, "data": {}})
+    record = document.outline(found)
     if not isinstance(record, document.Record):
         return None
-    size, label = found.get("size"), found.get("label")
+    size = found.get("size")
     return Summary(
         id=record.id,
         owner=record.owner,
@@ -422,7 +439,7 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         seen_at=record.seen_at,
         expires_at=record.expires_at,
         size=int(size) if isinstance(size, int | float) else None,
-        label=label if isinstance(label, str) else None,
-        remembered=found.get("remember") is True,
-        sealed=found.get("v") == _SEALED,
+        label=record.label,
+        remembered=record.remember is True,
+        sealed=record.version == document.SEALED,
     )

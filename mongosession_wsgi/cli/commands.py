@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import click
 
 from .. import __version__
 from ..embedded import serve
-from ..errors import SessionError
+from ..errors import SessionError, logger
 from ..store import MongoStore, utc_now
 from . import console, streams
 from .administration import Administration, NotAllowedError, Selection, Summary
@@ -26,7 +27,7 @@ from .arguments import TakesIds, argument, as_id, as_ids, as_size, as_span, opti
 from .connection import Connection, reach
 from .console import counted
 from .health import Health
-from .indexes import has_ttl
+from .judging import has_ttl
 from .streams import say
 from .verdicts import Finding, Verdict
 
@@ -320,6 +321,7 @@ def embedded(folder: Path | None, port: int) -> None:
 def run() -> int:
     """Run the command line; return the exit code."""
     streams.prepare()
+    logger.setLevel(logging.ERROR)  # The command itself says what is worth a warning.
     try:
         code = _ran()
         sys.stdout.flush()

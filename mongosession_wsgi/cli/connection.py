@@ -92,11 +92,11 @@ class Connection:
         socket, because with `timeoutMS` the driver would look as long for a server, too.
         """
         settings = self.settings(environment)
-        options = {**settings.client_options, "connect": True}
         if longest is not None:
             limits = {"timeoutms": None, "sockettimeoutms": longest.total_seconds() * 1000}
-            options |= limits
-        return MongoStore(replace(settings, client_options=options))
+            options = {**settings.client_options, **limits}
+            settings = replace(settings, client_options=options)
+        return MongoStore(settings)
 
     def hint(self, *words: str) -> str:
         """Return the command of these words with the options that were given, for a next step."""
@@ -129,7 +129,7 @@ def reach(store: MongoStore) -> None:
     The driver would look for a server for 5 seconds, in which a refused connection stays refused.
     Any other trouble is left to the first command.
     """
-    client = store.collection.database.client
+    client = store.client
     until = monotonic() + min(_LONGEST_LOOK, client.options.server_selection_timeout)
     while monotonic() < until:
         servers = client.topology_description.server_descriptions().values()

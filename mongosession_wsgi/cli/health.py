@@ -15,11 +15,11 @@ from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from .. import document
 from ..errors import SessionError, StoreError
-from ..failures import explained
+from ..failures import explained, explaining
 from ..store import MongoStore, utc_now
-from . import indexes
+from . import judging
 from .administration import REFUSED, SIZED, Administration
-from .indexes import Hint, Judged
+from .judging import Hint, Judged
 from .verdicts import Finding, Verdict
 
 _LONGEST_LAG = timedelta(minutes=5)
@@ -83,9 +83,10 @@ class Health:
         return found
 
     def _server(self) -> Iterator[Judged]:
-        self._reach(self._store)
-        collection = self._store.collection
-        collection.find_one({"_id": ""})  # Whose refusal tells a wrong password.
+        with explaining():
+            self._reach(self._store)
+            collection = self._store.collection
+            collection.find_one({"_id": ""})  # Whose refusal tells a wrong password.
         client = collection.database.client
         try:
             version = f"MongoDB {client.server_info()['version']}"
@@ -131,20 +132,20 @@ class Health:
 
         first = self._findings(
             "index on expires_at",
-            lambda: indexes.on_expires_at(listed(), self._hint),
+            lambda: judging.on_expires_at(listed(), self._hint),
             "listIndexes",
         )
         yield from first
         yield from self._findings(
-            "index on owner", lambda: indexes.on_owner(listed(), self._hint), "listIndexes"
+            "index on owner", lambda: judging.on_owner(listed(), self._hint), "listIndexes"
         )
         if not any(found.error for found in first):
-            yield from self._findings("other indexes", lambda: indexes.others(listed()))
+            yield from self._findings("other indexes", lambda: judging.others(listed()))
 
     def _expired_sessions(self) -> Iterator[Judged]:
         """Look how long the oldest waits for the TTL monitor, by the clock that this one has."""
         now = _moment(self._hello().get("localTime")) or self._clock()
-        expired = {"v": document.PLAIN, "expires_at": {"$type": "date", "$lte": now}}
+        expired = document.OURS | {"expires_at": {"$type": "date", "$lte": now}}
         raw = self._store.collection.find_one(expired, ["expires_at"], sort=[("expires_at", 1)])
         if raw is None:
             yield Verdict.GOOD, "none waits for the TTL monitor"

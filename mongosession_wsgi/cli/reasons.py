@@ -19,9 +19,10 @@ _TOO_SHORT = 4
 
 
 def reason(error: BaseException, secrets: Iterable[str] = ()) -> str | None:
-    """Return the driver's words for an error of ours, or None if the driver raised none."""
+    """Return the driver's words for an error of ours, or None if it has them, or there are none."""
     cause = error.__cause__
-    return None if cause is None else without(secrets, _words(cause))
+    words = "" if cause is None else without(secrets, _words(cause))
+    return None if words in str(error) else words
 
 
 def without_users(text: str) -> str:
@@ -55,8 +56,9 @@ def _words(cause: BaseException) -> str:
         if words:
             return f"{words} (code {cause.code}{f', {name}' if name else ''})"
     words = _TIMEOUTS.sub("", str(cause)) or type(cause).__name__
-    # Where no server can be used, only the topology says what each of them is.
-    return words if words.startswith("No ") else _TOPOLOGY.sub("", words)
+    # If no server is the primary, or each fails in its own way, only the topology says how.
+    tells = words.startswith("No primary") or (words.startswith("No ") and "error=" in words)
+    return words if tells else _TOPOLOGY.sub("", words)
 
 
 def _secrets_of_uri(uri: str) -> Iterator[str]:

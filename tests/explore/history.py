@@ -1,4 +1,4 @@
-"""Read an order afterwards: which sessions were live when, who ended them, and what follows what."""
+"""Read an order afterwards: which sessions were live when, who ended them, what follows what."""
 
 from __future__ import annotations
 
@@ -154,6 +154,14 @@ class History:
         """Return the ids of all live sessions after so many steps."""
         return [id_ for id_ in self._states[number][0] if self.view(id_, number).is_live]
 
+    def owned(self, owner: str, number: int) -> list[str]:
+        """Return the ids of an owner's live sessions after so many steps."""
+        return [id_ for id_ in self.live(number) if self.view(id_, number).owner == owner]
+
+    def name(self, id_: str) -> str:
+        """Return what a session is called: whoever drew its token, and a number."""
+        return self.world.names.get(id_, "an unknown session")
+
     def looks(self, visit: Visit, until: int | None = None) -> list[Step]:
         """Return the steps in which a request met what stands under its own token."""
         return [
@@ -223,6 +231,27 @@ class History:
                     if heir.old == old and (not heir.is_login or (logins and heir.same_owner))
                 ]
         return found
+
+    def successors_of(self, id_: str) -> list[str]:
+        """Return where a session goes on, or a login follows it, whoever logged in."""
+        found: list[str] = []
+        left = [id_]
+        while left:
+            old = left.pop()
+            new = [heir.new for heir in self.heirs if heir.old == old and heir.new not in found]
+            found += new
+            left += new
+        return found
+
+    def is_followed(self, id_: str | None) -> bool:
+        """Say whether what goes on from a mark is the same session, or the same owner's."""
+        if any(heir.old == id_ for heir in self.start.heirs):
+            return any(heir.old == id_ and heir.same_owner for heir in self.start.heirs)
+        swaps = [end for end in self.ends_of(id_) if _is_swap(end)]
+        if not swaps:
+            return False
+        owner, before = swaps[-1].visit.local.logs_in, self.view(id_, swaps[-1].step.number).owner
+        return owner in (None, before)
 
     def is_before(self, one: Step, other: Step) -> bool:
         """Say whether one step came before another in every order that this one stands for."""

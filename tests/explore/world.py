@@ -247,7 +247,7 @@ class World:
     # Requests outside of an order.
 
     def run_alone(self, name: str, kind: Kind, token: str | None, drawn: int = 0) -> Play:
-        """Let a request do all that it does, with nobody in its way; it has `drawn` tokens before."""
+        """Let a request do all that it does, with nobody in its way; `drawn` tokens are taken."""
         self._alone = play = Play(self, name, kind, token)
         play.drawn = drawn
         try:
@@ -312,7 +312,7 @@ class World:
         return play.draw()
 
     def _wait(self, seconds: float) -> None:
-        """Stand for `time.sleep`: others go on, or this one waits in vain while they stand still."""
+        """Stand for `time.sleep`: others go on, or this one waits in vain for them."""
         if self.server.acting is None:
             self.time.pass_by(seconds)
         else:
