@@ -61,10 +61,7 @@ class Life:
             found = self._found(id_)
         except StoreError as error:
             return Failure(error)
-        known = self._live(found, visit)
-        if type(known) is Mark:
-            audit.say("stale", "a token was used that another had replaced", id=id_)
-        return known
+        return self._live(found, visit)
 
     def commit(self, visit: Visit) -> Outcome:
         """Store what a visit did with its session, as the table says, and say what came of it.
@@ -467,6 +464,7 @@ class Life:
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
         """Return what a document means to a visit: only what is live by the times of now."""
         if type(found) is Mark and found.successor is not None:
+            audit.say("stale", "a token was used that another had replaced", id=found.id)
             return found
         if type(found) is not Record:
             return NOTHING
@@ -494,7 +492,7 @@ class Life:
     # What the audit log is told.
 
     def _say_new(self, visit: Visit, record: Record) -> None:
-        previous = id_of(visit.token) if visit.token else None
+        previous = None if type(visit.known) is Nothing else id_of(visit.token)
         owner = record.owner
         if visit.login is not None:
             audit.say("login", "a visitor logged in", id=record.id, owner=owner,
