@@ -20,6 +20,7 @@ from .collection import RAW, Documents, SessionCollection, find, insert, update
 from .document import Mark, Record, Token, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
+from .times import Times
 from .visit import (
     NOT_LOOKED,
     NOTHING,
@@ -284,7 +285,7 @@ class Life:
             if type(found) is Mark:  # It was ended before it was stored.
                 return Step(Outcome.ENDED, NOTHING)
         self._say_new(visit, record)
-        if self._limit is not None and not self._is_within(self._limit, record):
+        if self._limit is not None and not self._is_within(self._limit, record, visit.times):
             return Step(Outcome.ENDED, NOTHING)
         return Step(Outcome.CREATED, record, contents, draft)
 
@@ -431,7 +432,7 @@ class Life:
         tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
         return self._sessions.attempt(lambda them: insert(them, tombstone))
 
-    def _is_within(self, limit: int, record: Record) -> bool:
+    def _is_within(self, limit: int, record: Record, times: Times) -> bool:
         """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
 
         Each login looks after it is stored, so the last of several at once sees them all. So does
@@ -439,7 +440,8 @@ class Life:
         """
         if record.owner is None:
             return True
-        logins = [one for one in self.of_owner(record.owner) if type(one) is Record]
+        now, found = self._clock(), self.of_owner(record.owner)
+        logins = [one for one in found if type(one) is Record and times.end_of(one) > now]
         logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
         excess = [one.id for one in logins[limit:]]
         count = self.end_all(excess)
