@@ -70,10 +70,8 @@ def heard(scene: Scene) -> Any:
 def test_a_login(scene: Scene, heard: Heard) -> None:
     came = scene.stored({"cart": "x"})
     session = scene.request(came, lambda session: session.login("alice", label="Firefox"))
-    assert heard.lines == [
-        f"login: a visitor logged in (owner 'alice', session '{session.id}', "
-        f"previous '{id_of(came)}', label 'Firefox')"
-    ]
+    where = f"session '{session.id}', previous '{id_of(came)}'"
+    assert heard.lines == [f"login: a visitor logged in (owner 'alice', {where}, label 'Firefox')"]
     assert heard.last == {
         "event": "login",
         "id": session.id,
@@ -91,9 +89,7 @@ def test_a_login_where_no_session_was_has_no_previous_one(
 ) -> None:
     session = scene.request(came, lambda session: session.login("alice"))
     assert heard.last == {"event": "login", "id": session.id, "owner": "alice"}
-    assert heard.lines == [
-        f"login: a visitor logged in (owner 'alice', session '{session.id}')"
-    ]
+    assert heard.lines == [f"login: a visitor logged in (owner 'alice', session '{session.id}')"]
 
 
 def test_a_rotation(scene: Scene, heard: Heard) -> None:

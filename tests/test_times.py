@@ -163,7 +163,9 @@ def holds(found: Record, conditions: dict[str, Any]) -> bool:
     return True
 
 
-MOMENTS = [DAY * days for days in (0, 1, 13, 14, 15, 29, 30, 31, 59, 60, 61, 75, 76, 77, 89, 90, 99)]
+MOMENTS = [
+    DAY * days for days in (0, 1, 13, 14, 15, 29, 30, 31, 59, 60, 61, 75, 76, 77, 89, 90, 99)
+]
 EVERY_KIND = [
     record(seen=seen, created=created, expires=expires, remember=kind)
     for seen in MOMENTS
