@@ -12,7 +12,7 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races faults fuzz load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=20000
 
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000, SERVER=java: in parallel, with a JDK and Maven)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000) $(if $(SERVER),--server $(SERVER))
+
+explore: $(INSTALLED)  ## try every order of the commands of two and three requests, with every fault (ARGS="--sets pairs")
+	@$(BIN)/python -m tests.explore $(ARGS)
 
 faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it
 	@$(BIN)/python -m tests.faults

@@ -51,7 +51,6 @@ class Client:
         self.client = self.database = self
         self.options = SimpleNamespace(timeout=None, direct_connection=False)
         self.read_concern = SimpleNamespace(level=None)
-        self.write_concern = SimpleNamespace(document={})
         self.documents: dict[str, bytes] = {}
         self.lock = RLock()
 
@@ -62,11 +61,7 @@ class Client:
         return Collection(self, name, codec_options)
 
     def command(self, command: Document, *, codec_options: CodecOptions[Any]) -> Document:
-        kind, name = next(iter(command.items()))
-        sessions = self.get_collection(name, codec_options=codec_options)
-        if kind == "update":
-            (statement,) = command["updates"]
-            return {"n": sessions.update_one(statement["q"], statement["u"]).matched_count}
+        sessions = self.get_collection(command["find"], codec_options=codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 
     def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:  # noqa: ARG002
@@ -92,7 +87,6 @@ class Collection:
         self.name = self.full_name = name
         self.codec_options = codec_options
         self.read_concern = client.read_concern
-        self.write_concern = client.write_concern
 
     def with_options(self, codec_options: CodecOptions[Any]) -> Any:
         return self.database.get_collection(self.name, codec_options=codec_options)

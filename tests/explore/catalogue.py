@@ -266,7 +266,7 @@ def _start(world: World, name: str, setting: Setting) -> Start:
     drawn: list[str | None] = [*_browse(world, "S", setting.requests)]
     tokens = dict(zip(setting.tokens, drawn or [None], strict=True))
     world.time.pass_by(60 * setting.minutes)
-    heirs = ()
+    heirs: tuple[Heir, ...] = ()
     if len(drawn) == 2:
         old, new = (world.id_of(token) for token in tokens.values() if token)
         heirs = (Heir(old, new, *setting.follows),)
