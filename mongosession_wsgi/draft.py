@@ -16,6 +16,8 @@ _EXACT = frozenset((type(None), bool, int, str, bytes))
 """The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
 UNCHANGED = Changes({})
 """The difference where there is none."""
+_MISSING = object()
+"""What no value is."""
 
 
 class SealedData(dict[str, bytes]):
@@ -124,13 +126,31 @@ class Draft:
         """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
         if self.data is self._stored and not self._prints:
             return UNCHANGED
-        return self._against({} if self.replaces else self._stored)
+        if self.replaces:
+            return self.contents()
+        stored, prints = self._stored, self._prints
+        return self._changed(
+            [
+                (key, value)
+                for key, value in list(self.data.items())
+                # A value that is the same object and was not handed out is what is stored.
+                if value is not stored.get(key, _MISSING) or key in prints
+            ]
+        )
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes that make a new session of it."""
         if self._sealed is not None:
             self.complete()
-        return self._against({})._replace(replaces=True)
+        assigned: dict[str, Any] = {}
+        prints: dict[str, bytes] = {}
+        for key, value in list(self.data.items()):
+            if type(value) in document.IMMUTABLE:
+                assigned[key] = value  # Which was checked when it was assigned.
+            else:
+                assigned[key] = form = document.form(key, value)
+                prints[key] = document.encode_form(key, form)
+        return Changes(assigned, frozenset(), True, prints)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
         """Return this request's changes as changes of what is stored by now.
@@ -141,29 +161,29 @@ class Draft:
         if not (self.data or self._stored or self.dropped or replaces or is_sealed):
             self.data = self._stored = stored
             return self
-        changes = self.difference()
-        draft = Draft()
-        if isinstance(stored, SealedData) and not replaces:
-            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
+        changes, draft = self.difference(), Draft()
         draft.replaces, draft.dropped = replaces, self.dropped
-        if draft.replaces:
+        if replaces:
             stored = {}
-        elif self.dropped:
-            stored = {key: value for key, value in stored.items() if key not in self.dropped}
-        # Where nobody else changed a value, the object stays that the application has in hand.
-        held = {
-            key: self.data[key]
-            for key, known in self._prints.items()
-            if key in self.data
-            and key not in changes.assigned
-            and key in stored
-            and document.encode(key, stored[key]) == known
-        }
-        draft._stored = stored | held
-        draft._prints = {key: self._prints[key] for key in held}
-        kept = {key: draft._stored[key] for key in draft._stored if key not in changes.removed}
-        draft.data = kept | {key: self.data[key] for key in changes.assigned}
+        elif isinstance(stored, SealedData):
+            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
+        draft._take_over(self, changes, stored)
         return draft
+
+    def _take_over(self, before: Draft, changes: Changes, stored: dict[str, Any]) -> None:
+        """Have `changes` of the draft from before on top of what is stored by now."""
+        stored = {key: value for key, value in stored.items() if key not in self.dropped}
+        # Where nobody else changed a value, the object stays that the application has in hand.
+        in_hand = before._prints.keys() & before.data.keys() & stored.keys()
+        held = {
+            key: before.data[key]
+            for key in in_hand - changes.assigned.keys()
+            if document.encode(key, stored[key]) == before._prints[key]
+        }
+        self._stored = stored | held
+        self._prints = {key: before._prints[key] for key in held}
+        kept = {key: value for key, value in self._stored.items() if key not in changes.removed}
+        self.data = kept | {key: before.data[key] for key in changes.assigned}
 
     def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
         """Return the values of some keys, and keep those of the others sealed."""
@@ -199,32 +219,27 @@ class Draft:
         self._stored, self.replaces = stored, False
         self._prints |= changes.prints
 
-    def _against(self, stored: dict[str, Any]) -> Changes:
-        """Return what makes the data of `stored`.
-
-        A value that is the same object and was not handed out is unchanged; any other is compared.
-        """
+    def _changed(self, items: list[tuple[str, Any]]) -> Changes:
+        """Return which of these items, and which missing keys, are other than what is stored."""
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
-        for key, value in list(self.data.items()):
-            if key not in stored:
-                if type(value) in document.IMMUTABLE:
-                    assigned[key] = value  # Which was checked when it was assigned.
-                    continue
-            elif value is stored[key] and key not in self._prints:
-                continue
-            elif type(value) in _EXACT and type(value) is type(stored[key]):
-                if value != stored[key]:
+        for key, value in items:
+            was, kind = self._stored.get(key, _MISSING), type(value)
+            if was is _MISSING and kind in document.IMMUTABLE:
+                assigned[key] = value  # Which was checked when it was assigned.
+            elif kind in _EXACT and kind is type(was):
+                if value != was:
                     assigned[key] = value
-                continue
-            form = document.form(key, value)
-            encoded = document.encode_form(key, form)
-            if key not in stored or encoded != self._print_of(key, stored):
-                assigned[key], prints[key] = form, encoded
-        removed = frozenset(stored.keys() - self.data.keys())
-        if not (assigned or removed or self.replaces):
-            return UNCHANGED
-        return Changes(assigned, removed, self.replaces, prints)
+            elif (form := self._form_of(key, value, was, prints)) is not _MISSING:
+                assigned[key] = form
+        removed = frozenset(self._stored.keys() - self.data.keys())
+        return Changes(assigned, removed, False, prints) if assigned or removed else UNCHANGED
 
-    def _print_of(self, key: str, stored: dict[str, Any]) -> bytes:
-        return self._prints.get(key) or document.encode(key, stored[key])
+    def _form_of(self, key: str, value: Any, was: Any, prints: dict[str, bytes]) -> Any:
+        """Return a value in stored form, and add its bytes to `prints`, unless it is unchanged."""
+        form = document.form(key, value)
+        encoded = document.encode_form(key, form)
+        if was is not _MISSING and encoded == (self._prints.get(key) or document.encode(key, was)):
+            return _MISSING
+        prints[key] = encoded
+        return form

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 from bson.raw_bson import RawBSONDocument
@@ -237,23 +238,36 @@ class MongoStore:
         """End what is there, and then whatever some of that has become in the meantime."""
         life = self._life
         found = list(life.of_owner(owner))
+        # A login is a session of its own, which is found by itself if it was there.
         marks = {one.id: one for one in found if isinstance(one, Mark) and not one.by_login}
-        kept = {keep}
-        while keep in marks and marks[keep].successor not in kept:
-            keep = marks[keep].successor
-            kept.add(keep)
+        kept = _followed(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
-        batches = [live[first : first + AT_A_TIME] for first in range(0, len(live), AT_A_TIME)]
-        count = sum(map(life.end_all, batches))
-        there = {one.id for one in found}
-        moving = [
-            id_
-            for id_, mark in marks.items()
-            if id_ not in kept and mark.successor not in there | kept
-        ]
+        count = sum(map(life.end_all, _batches(live)))
+        moving = _loose_ends(marks, kept, found)
         if count < len(live):  # Some were given a new token just now, or ended by somebody else.
-            moving += [id_ for batch in batches for id_ in life.moved(batch)]
+            moving += chain.from_iterable(map(life.moved, _batches(live)))
         return count + sum(life.end_chain(id_) or 0 for id_ in moving)
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME))
+
+
+def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
+    """Return the ids that the kept session has had, and has now."""
+    kept = {keep}
+    while keep is not None and keep in marks and marks[keep].successor not in kept:
+        keep = marks[keep].successor
+        kept.add(keep)
+    return kept
+
+
+def _loose_ends(
+    marks: Mapping[str, Mark], kept: set[str | None], found: Sequence[Record | Mark]
+) -> list[str]:
+    """Return the ids of the marks whose sessions were not found: they are about to be stored."""
+    there = kept | {one.id for one in found}
+    return [id_ for id_, mark in marks.items() if id_ not in kept and mark.successor not in there]
 
 
 def _check(name: str, value: object) -> None:
