@@ -20,8 +20,10 @@ from pymongo.errors import (
     ConfigurationError,
     DocumentTooLarge,
     DuplicateKeyError,
+    NetworkTimeout,
     NotPrimaryError,
     OperationFailure,
+    PyMongoError,
 )
 
 from . import connecting, document, indexes
@@ -182,7 +184,7 @@ class SessionCollection:
             self._begin_making(pid, mine)
         wait([making], self._patience())
         if not making.done():
-            raise self._no_client(LookUpTimeoutError("mongodb_host was not looked up in time"))
+            raise self._no_client(self._too_late())
         error = making.exception()
         if error is not None:
             raise self._no_client(error)
@@ -240,6 +242,12 @@ class SessionCollection:
         found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
         milliseconds = options.get("timeoutms", found and found[1])
         return float(milliseconds or 0) / 1000 or None
+
+    def _too_late(self) -> PyMongoError:
+        """Return the error for a client that is not there in time, most likely for its name."""
+        if any(host.startswith("mongodb+srv") for host in _hosts(self._settings.client_options)):
+            return LookUpTimeoutError("mongodb_host was not looked up in time")
+        return NetworkTimeout("the client was not ready in time")
 
     def _no_client(self, error: BaseException) -> StoreError:
         """Return our error for an error of the driver's constructor, without any secret."""

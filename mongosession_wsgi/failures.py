@@ -241,17 +241,15 @@ def failure_of(error: Exception) -> StoreError:
 
 def explained(error: BaseException) -> str:
     """Say what an operator can do about an error; the driver's words follow as the cause."""
-    sentence = remedy_of(error)
-    if sentence is None and getattr(error, "timeout", False):
-        sentence = _SILENT
-    return sentence or f"MongoDB failed ({type(error).__name__})"
+    return remedy_of(error) or f"MongoDB failed ({type(error).__name__})"
 
 
 def remedy_of(error: BaseException) -> str | None:
     """Return the remedy for an error, or None if its cause is unknown."""
     code = error.code if isinstance(error, OperationFailure) else None
     words = f"{type(error).__name__}: {error}"
-    return next((one.sentence for one in REMEDIES if one.fits(error, code, words)), None)
+    unknown = _SILENT if getattr(error, "timeout", False) else None
+    return next((one.sentence for one in REMEDIES if one.fits(error, code, words)), unknown)
 
 
 def may_be_repeated(error: BaseException | None) -> bool:
