@@ -169,7 +169,9 @@ KINDS = [
     _request("logout+login", "logs out, then logs in as Alice", _destroy, _login("alice")),
     _request("fail", "sets, then answers 500", _set, status="500 Failed", fails=True),
     _request("raise", "reads, sets, then raises", _read, _set, _fail, fails=True),
-    _request("fail+logout", "logs out, then answers 500", _destroy, status="500 Failed", fails=True),
+    _request(
+        "fail+logout", "logs out, then answers 500", _destroy, status="500 Failed", fails=True
+    ),
     _request("raise+logout", "logs out, then raises", _destroy, _fail, fails=True),
     _request("late set", "reads, and sets after its first item", _read, late=_set),
     _request("devices", "ends the owner's other sessions one by one", _end_others_one_by_one),

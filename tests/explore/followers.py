@@ -198,14 +198,18 @@ def _all_are_revoked(browser: _Following) -> Iterator[Broken]:
     owned = [id_ for id_, view in browser.live() if view.owner == "alice"]
     visit = browser.do(BY_NAME["revoke all"])
     if visit.error is not None or any(view.owner == "alice" for _, view in browser.live()):
-        yield Broken("7 final", f"then all of Alice's are revoked, and one is live ({visit.error!r})")
+        yield Broken(
+            "7 final", f"then all of Alice's are revoked, and one is live ({visit.error!r})"
+        )
     if visit.calls[0].result != len(owned):
         yield Broken("7 count", f"then revoking all says {visit.calls[0].result}")
 
 
 def _answered(visit: Play, does: str) -> Iterator[Broken]:
     if not Local(visit).is_answered:
-        yield Broken("8 answer", f"the next request {does}, and gets {visit.status} {visit.error!r}")
+        yield Broken(
+            "8 answer", f"the next request {does}, and gets {visit.status} {visit.error!r}"
+        )
 
 
 _RULES: list[Callable[[_Following], Iterator[Broken]]] = [

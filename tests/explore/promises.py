@@ -155,7 +155,9 @@ def _birth(history: History, birth: Birth, seen: set[str]) -> Iterator[Broken]:
             yield Broken("3 revived", f"{visit.name} made {name} live again")
         return
     if not name.startswith(visit.name):
-        yield Broken("3 revived", f"{visit.name} stored a session under {name}, not a token of its own")
+        yield Broken(
+            "3 revived", f"{visit.name} stored a session under {name}, not a token of its own"
+        )
         return
     if visit.local.fails:
         yield Broken("1 whole", f"{visit.name} has failed, and stored a session")
@@ -471,7 +473,9 @@ def _all_revoked(history: History, visit: Visit, call: Call) -> Iterator[Broken]
         if id_ not in kept and _is_owners(history, id_, call.target, visit.moment(call.begun))
     ]
     for id_ in there:
-        for broken in _stays_ended(history, visit, id_, visit.moment(call.ended), "7 final", logins=False):
+        for broken in _stays_ended(
+            history, visit, id_, visit.moment(call.ended), "7 final", logins=False
+        ):
             yield broken
             break
     yield from _counted(history, visit, call)
@@ -505,7 +509,10 @@ def _counted(history: History, visit: Visit, call: Call) -> Iterator[Broken]:
 def _listed(history: History, visit: Visit, call: Call) -> Iterator[Broken]:
     assert call.ended is not None
     for number in range(visit.moment(call.begun), visit.moment(call.ended) + 1):
-        if sorted(_owned(history, str(call.target), number)) == call.result or history.world.server.manner.scans_yield:
+        if (
+            sorted(_owned(history, str(call.target), number)) == call.result
+            or history.world.server.manner.scans_yield
+        ):
             return
     yield Broken("6 seen", f"{visit.name} was shown other sessions than those that were live")
 
@@ -567,14 +574,20 @@ def cookies(history: History) -> Iterator[Broken]:
 
 def _expired_in_vain(history: History, visit: Visit) -> Iterator[Broken]:
     """Allow a logout to expire the cookie where it kept a session from going on."""
-    stopped = any(not history.view(id_, step.number + 1).is_live for step in visit.steps for id_, _, _ in step.changes)
+    stopped = any(
+        not history.view(id_, step.number + 1).is_live
+        for step in visit.steps
+        for id_, _, _ in step.changes
+    )
     if not (visit.local.destroys and stopped):
         yield Broken("8 cookie", f"{visit.name} expired the cookie, and had ended nothing")
 
 
 def _cookie(history: History, visit: Visit, id_: str) -> Iterator[Broken]:
     """Hold a cookie to this: its session was live when the request last touched it."""
-    own = [step for step in visit.steps if names(step, id_) and step.number < (visit.responded_at or 0)]
+    own = [
+        step for step in visit.steps if names(step, id_) and step.number < (visit.responded_at or 0)
+    ]
     if not own or not history.view(id_, own[-1].number + 1).is_live:
         name = history.world.names.get(id_, "?")
         forms = history.forms(visit)
@@ -606,7 +619,10 @@ def limits(history: History) -> Iterator[Broken]:
     for end in history.ends:
         view = history.view(end.id, end.step.number)
         if end.visit in logins and end.id != end.visit.id and view.owner is not None:
-            left = [history.view(id_, history.ended_at) for id_ in _owned(history, view.owner, history.ended_at)]
+            left = [
+                history.view(id_, history.ended_at)
+                for id_ in _owned(history, view.owner, history.ended_at)
+            ]
             if any(other.moments[0] < view.moments[0] for other in left):
                 yield Broken("9 limit", f"{end.visit.name} ended a session that was not the oldest")
 

@@ -88,7 +88,9 @@ def _responses(history: History, step: Step) -> Iterator[str]:
         cookie = "no cookie"
         if visit.cookie is not None:
             id_ = history.world.id_of(visit.cookie)
-            cookie = f"the cookie of {name_of(history, id_)}" if visit.cookie else "no cookie any more"
+            cookie = (
+                f"the cookie of {name_of(history, id_)}" if visit.cookie else "no cookie any more"
+            )
         yield f"     {visit.name} is answered {local.status} with {cookie}."
     if step is visit.steps[-1] and visit.pending is None:
         if visit.has_died:
