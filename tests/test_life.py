@@ -145,9 +145,7 @@ def test_every_cell_has_a_test_and_every_state_a_row() -> None:
 
 
 def test_a_cell_without_a_move_is_nothing_to_do() -> None:
-    idle = {
-        place for place, cell in CELLS.items() if cell.outcome is KEPT and not cell.commands
-    }
+    idle = {place for place, cell in CELLS.items() if cell.outcome is KEPT and not cell.commands}
     empty = {place for place in CELLS if place[1] not in MOVES[place[0]]}
     assert idle - empty == {(DESTROYED, Nothing)}
     assert empty - idle == set()
@@ -339,9 +337,7 @@ def test_a_rotation_needs_a_session_or_something_to_store(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("login", [False, True])
-def test_a_session_that_was_seen_and_has_ended_gets_no_new_token(
-    scene: Scene, login: bool
-) -> None:
+def test_a_session_that_was_seen_and_has_ended_gets_no_new_token(scene: Scene, login: bool) -> None:
     session = scene.store.open(scene.stored({"a": 1}))
     assert session["a"] == 1
     scene.store.revoke(str(session.id))
