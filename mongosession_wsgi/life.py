@@ -20,6 +20,7 @@ from .collection import RAW, Documents, SessionCollection, find, insert, update
 from .document import Mark, Record, Token, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
+from .times import Times
 from .visit import (
     NOT_LOOKED,
     NOTHING,
@@ -61,10 +62,7 @@ class Life:
             found = self._found(id_)
         except StoreError as error:
             return Failure(error)
-        known = self._live(found, visit)
-        if type(known) is Mark:
-            audit.say("stale", "a token was used that another had replaced", id=id_)
-        return known
+        return self._live(found, visit)
 
     def commit(self, visit: Visit) -> Outcome:
         """Store what a visit did with its session, as the table says, and say what came of it.
@@ -287,7 +285,7 @@ class Life:
             if type(found) is Mark:  # It was ended before it was stored.
                 return Step(Outcome.ENDED, NOTHING)
         self._say_new(visit, record)
-        if self._limit is not None and not self._is_within(self._limit, record):
+        if self._limit is not None and not self._is_within(self._limit, record, visit.times):
             return Step(Outcome.ENDED, NOTHING)
         return Step(Outcome.CREATED, record, contents, draft)
 
@@ -434,7 +432,7 @@ class Life:
         tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
         return self._sessions.attempt(lambda them: insert(them, tombstone))
 
-    def _is_within(self, limit: int, record: Record) -> bool:
+    def _is_within(self, limit: int, record: Record, times: Times) -> bool:
         """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
 
         Each login looks after it is stored, so the last of several at once sees them all. So does
@@ -442,7 +440,8 @@ class Life:
         """
         if record.owner is None:
             return True
-        logins = [one for one in self.of_owner(record.owner) if type(one) is Record]
+        now, found = self._clock(), self.of_owner(record.owner)
+        logins = [one for one in found if type(one) is Record and times.end_of(one) > now]
         logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
         excess = [one.id for one in logins[limit:]]
         count = self.end_all(excess)
@@ -467,6 +466,7 @@ class Life:
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
         """Return what a document means to a visit: only what is live by the times of now."""
         if type(found) is Mark and found.successor is not None:
+            audit.say("stale", "a token was used that another had replaced", id=found.id)
             return found
         if type(found) is not Record:
             return NOTHING
@@ -494,7 +494,7 @@ class Life:
     # What the audit log is told.
 
     def _say_new(self, visit: Visit, record: Record) -> None:
-        previous = id_of(visit.token) if visit.token else None
+        previous = None if type(visit.known) is Nothing else id_of(visit.token)
         owner = record.owner
         if visit.login is not None:
             audit.say("login", "a visitor logged in", id=record.id, owner=owner,
