@@ -239,7 +239,9 @@ class World:
         visit.steps.append(step)
         self.states.append((dict(self.server.documents) if changes else before, self.time.now))
         self._go_on(visit, way, outcome)
-        if isinstance(pending, Command) and not isinstance(visit.pending, Wait):
+        if visit.pending is None or (
+            isinstance(pending, Command) and not isinstance(visit.pending, Wait)
+        ):
             self._patient = None
         return effect
 
