@@ -328,10 +328,12 @@ class World:
 
     def know(self, name: str) -> str:
         """Return the token that is called so, and remember it."""
-        token = name.ljust(43, "_")
-        id_ = self.id_of(token)
-        self.tokens[id_] = token
-        self.names[id_] = name
+        # The last letter says whether the session is remembered, and whether it is sealed.
+        for letter in "DCBA":
+            token = name.ljust(42, "_") + letter
+            id_ = self.id_of(token)
+            self.tokens[id_] = token
+            self.names[id_] = name
         return token
 
     def id_of(self, token: str) -> str:
