@@ -147,7 +147,7 @@ class FlaskExchange(Exchange):
         if outcome is Outcome.RENEWED or outcome is Outcome.KEPT:
             # Only an acknowledged write tells that the token is still good.
             wrote = outcome is Outcome.RENEWED or (visit.changed and visit.state is State.OPEN)
-            if not (wrote and visit.token and (visit.kind is True or self._changes_kind)):
+            if not (wrote and (visit.kind is True or self._changes_kind)):
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)
@@ -197,8 +197,6 @@ def _give_up(_: Flask, exception: BaseException) -> None:
         return
     visit = visit_of(session)
     if type(visit.known) is Failure or isinstance(exception, StoreError):
-        if session.exchange is not None:
-            session.exchange.abandon()
         session._visit = Visit(None, lambda _: NOTHING, visit.times)
 
 

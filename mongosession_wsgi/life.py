@@ -117,7 +117,7 @@ class Life:
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
         moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
         terms: dict[str, Any] = {}
-        if visit.remember is not None:
+        if used.remember is not record.remember:
             terms["remember"] = used.remember
         if visit.until is not None:  # The only moment that may move back.
             terms["expires_at"] = moments.pop("expires_at")

@@ -223,22 +223,25 @@ class Visit:
             self.changed = self.changed or self.state is State.REGENERATED
             self.state = State.ENDED
 
-    def live_until(self, moment: datetime) -> None:
-        """Have the session die at `moment`, an aware datetime, not after an idle time from now on.
+    def live_until(self, moment: datetime, remember: bool | None = False) -> None:
+        """Have the session die at `moment`, an aware datetime; this is a change to be stored.
 
-        It may be earlier than before, and is bound by `session_lifetime`.
+        The moment may be earlier than before, and is bound by `session_lifetime`. It counts from
+        now on, unless it is only the end of an idle time (see `Record.remember`).
         """
-        self.touch()
-        self.look()
-        self.until, self.remember = moment, (False,)
+        self._look_at_what_stays()
+        self.until, self.remember = moment, (remember,)
 
     def idle_as(self, remember: bool | None) -> None:
         """Have the session's idle time be that of another kind (see `Record.remember`)."""
+        self._look_at_what_stays()
+        if self.kind is not remember:
+            self.until, self.remember = None, (remember,)
+
+    def _look_at_what_stays(self) -> None:
         self.touch()
         if self.state is not State.DESTROYED:
             self.look()
-        if self.kind is not remember:
-            self.until, self.remember = None, (remember,)
 
     # What is known of the session.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -328,6 +329,30 @@ def test_as_many_orders_are_tried_as_there_are(
         for one in tried:
             assert History(one, Views(one)).steps
     assert tried.count.orders == count
+
+
+def test_who_waits_sees_what_others_do_or_has_waited_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(Server(MONGODB))
+    wait = world.replacements()[time.sleep]
+
+    def wait_for_the_other(play: Play) -> None:
+        for _ in range(5):
+            session = world.store.retrieve(str(play.token))
+            if session is not None and "of B" in session:
+                play.status = "came"
+                return
+            wait(1.0)
+        play.status = f"gave up after {world.time.passed} s"
+
+    waits = Kind("wait", "waits", main=wait_for_the_other)
+    with quietly(), in_place_of(world.replacements()):
+        start = starts_of(world)["visitor"]
+        tried = Orders(world, start, [waits, BY_NAME["set"]], [start.tokens["new"]] * 2)
+        outcomes = {one.visits[0].local.status for one in tried}
+    assert outcomes == {"came", "gave up after 5.0 s"}
+    assert tried.count.orders < 10
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

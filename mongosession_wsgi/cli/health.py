@@ -198,7 +198,9 @@ class Health:
             took("change")
         finally:
             ended = store.revoke(id_)
-        took("end")
+            took("end")
+            # Nobody else knows this id, so nothing needs the mark of its end.
+            store.collection.delete_many({"_id": id_})
         if ended:
             yield Verdict.GOOD, ", ".join(took.times)
         else:

@@ -7,6 +7,7 @@ import io
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import urlencode
@@ -35,13 +36,14 @@ from mongosession_wsgi import (
     MongoStore,
     SessionDataError,
     SessionMiddleware,
+    SessionWarning,
     SettingsError,
     StoreError,
 )
 from mongosession_wsgi.flask import MongoSession, MongoSessionInterface, session
 
 from ..conftest import Clock
-from ..wsgi import COOKIE, DOWN, Browser, conforming, on_session
+from ..wsgi import COOKIE, DOWN, Browser, conforming, environ_of, on_session
 from ..wsgi import Response as Answer
 
 
@@ -182,6 +184,35 @@ def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -
     seen.clear()
     visitor.get("/renew")
     assert seen == [(True, True)]
+
+
+@pytest.mark.parametrize(
+    ("use", "modified"),
+    [
+        (lambda: "untouched", False),
+        (lambda: session.get("n"), False),
+        (lambda: session.update(n=2), True),
+        (lambda: session["list"].append(1), True),
+        (lambda: session["list"].append({1}), True),  # This cannot be stored.
+        (lambda: session.login("alice"), True),
+        (lambda: session.clear(), True),
+        (lambda: session.__setattr__("permanent", True), True),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_modified_says_what_the_request_did_also_after_the_commit(
+    use: Callable[[], Any], modified: bool, status: int, app: Flask, visitor: FlaskClient
+) -> None:
+    at_teardown: list[bool] = []
+    app.teardown_request(lambda _: at_teardown.append(session.modified))
+    on(app, "/fill")(lambda: session.update(n=1, list=[]))
+    on(app)(lambda: (str(use()), status))
+    visitor.get("/fill")
+    with visitor:
+        visitor.get("/")
+        assert session.modified is modified
+    assert at_teardown[0] is True
+    assert set(at_teardown[1:]) == {modified}
 
 
 def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
@@ -378,6 +409,7 @@ def test_a_permanent_session_is_a_remembered_one(
     on(app, "/fill")(lambda: session.update(n=1))
     on(app, "/last")(lambda: session.__setattr__("permanent", True))
     on(app, "/login")(lambda: session.login("alice", remember="remember" in request.args))
+    on(app, "/forget")(lambda: session.pop("_permanent"))
     on(app)(lambda: str((session.permanent, "_permanent" in session)))
 
     def state() -> tuple[str, list[bool]]:
@@ -391,7 +423,6 @@ def test_a_permanent_session_is_a_remembered_one(
     assert state() == ("(False, False)", [False])
     assert "Max-Age" in str(browser.get("/login?remember").cookie)
     assert state() == ("(True, True)", [True])
-    on(app, "/forget")(lambda: session.pop("_permanent"))
     browser.get("/forget")
     assert state() == ("(False, False)", [False])
 
@@ -557,7 +588,7 @@ def test_session_remember_is_the_idle_time_of_permanent_sessions(settings: dict[
 def test_a_bad_lifetime_is_refused(lifetime: Any, settings: dict[str, Any]) -> None:
     app = flask_app(None, PERMANENT_SESSION_LIFETIME=lifetime)
     with pytest.raises(
-        (SettingsError, TypeError), match="PERMANENT_SESSION_LIFETIME|timedelta seconds"
+        (SettingsError, TypeError), match=r"PERMANENT_SESSION_LIFETIME|timedelta seconds"
     ):
         MongoSessionInterface(settings).init_app(app)
 
@@ -1028,6 +1059,29 @@ def test_a_logout_is_carried_out_though_the_error_is_passed_on(
     assert stored.count_documents({}) == 0
 
 
+class Interruption(BaseException):
+    """What ends a request and is no error, as the timeouts of gevent and gunicorn are."""
+
+
+@pytest.mark.parametrize("testing", [True, False])
+@pytest.mark.parametrize("error", [Interruption, StoreError("of another store")])
+def test_a_logout_is_carried_out_whatever_ends_the_request(
+    error: Any, testing: bool, app: Flask, visitor: FlaskClient, stored: Collection[Any]
+) -> None:
+    app.testing = testing
+
+    @on(app)
+    def _() -> None:
+        session.clear()
+        raise error
+
+    on(app, "/set")(lambda: session.update(n=1))
+    visitor.get("/set")
+    with suppress(Interruption, StoreError):
+        assert visitor.get("/").status_code == 503
+    assert stored.count_documents({}) == 0
+
+
 def test_what_cannot_be_stored_fails_the_request(app: Flask, browser: Browser) -> None:
     failing(app)
     on(app, "/bad")(lambda: session.setdefault("list", []).append({1}))
@@ -1248,6 +1302,92 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     assert alice.post("/form").status_code == 400
     mallory.get("/")
     assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
+
+
+def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
+    csrf = pytest.importorskip("flask_wtf.csrf")
+    csrf.CSRFProtect(app)
+    page = "{{ csrf_token() }}"
+
+    @on(app, "/login", methods=["POST"])
+    def _() -> str:
+        session.login("alice")
+        return render_template_string(page)
+
+    on(app)(lambda: render_template_string(page))
+    on(app, "/set")(lambda: session.update(cart=["tea"]))
+    on(app, "/pay", methods=["POST"])(lambda: session["cart"])
+    visitor = app.test_client()
+    visitor.get("/set")
+    known = visitor.get("/").text
+    fresh = visitor.post("/login", data={"csrf_token": known}).text
+    assert visitor.post("/pay", data={"csrf_token": known}).status_code == 400
+    assert visitor.post("/pay", data={"csrf_token": fresh}).text == "['tea']"
+    assert visitor.post("/pay", data={"csrf_token": visitor.get("/").text}).text == "['tea']"
+
+
+def test_the_csrf_token_may_have_another_name(app: Flask, browser: Browser) -> None:
+    app.config["WTF_CSRF_FIELD_NAME"] = "other"
+    on(app, "/set")(lambda: session.update(other="s", csrf_token="t"))
+    on(app, "/login")(lambda: session.login("alice"))
+    on(app)(lambda: sorted(session))
+    browser.get("/set")
+    browser.get("/login")
+    assert browser.get().body == b"['csrf_token']"
+
+
+def test_a_login_in_a_transaction_of_the_test_client(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session.owner)
+    with visitor.session_transaction() as mine:
+        mine.login("alice")  # type: ignore[attr-defined]
+    assert visitor.get("/").text == "alice"
+
+
+# WebSockets.
+
+
+def test_a_view_that_took_the_socket_over_begins_no_session(
+    app: Flask, browser: Browser, stored: Collection[Any]
+) -> None:
+    class Taken(Response):
+        """What flask-sock returns: under gunicorn its call ends in StopIteration."""
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            raise StopIteration
+
+    @on(app, "/chat", websocket=True)
+    def _() -> Response:
+        session["last"] = "hello"
+        return Taken()
+
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app)(lambda: sorted(session))
+    handshake = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "Upgrade"}
+
+    def chat() -> None:
+        environ = environ_of("/chat", **handshake)
+        if browser.cookie:
+            environ["HTTP_COOKIE"] = browser.cookie
+        with pytest.raises(StopIteration):
+            Flask.wsgi_app(app, environ, lambda *_: None)
+
+    with pytest.warns(SessionWarning, match="no cookie"):
+        chat()
+    assert stored.count_documents({}) == 0
+    browser.get("/set")
+    chat()
+    assert browser.get().body == b"['last', 'n']"
+
+
+def test_a_handshake_that_is_refused_is_an_ordinary_request(app: Flask, browser: Browser) -> None:
+    @on(app, "/chat", websocket=True)
+    def _() -> Any:
+        flash("Log in first.")
+        return redirect("/")
+
+    on(app)(lambda: get_flashed_messages())
+    browser.get("/chat", HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    assert browser.get().body == b"['Log in first.']"
 
 
 def test_an_answer_that_takes_the_place_of_a_committed_one_keeps_its_cookie(
