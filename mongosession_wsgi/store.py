@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
-
-from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
-from pymongo.collection import Collection
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import audit, document
 from .collection import Documents, SessionCollection
@@ -23,6 +19,11 @@ from .session import Session, visit_of
 from .settings import Settings
 from .times import Times
 from .visit import Outcome, Visit
+
+if TYPE_CHECKING:
+    from bson.raw_bson import RawBSONDocument
+    from pymongo import MongoClient
+    from pymongo.collection import Collection
 
 AT_A_TIME = 1000
 """The sessions that one command ends or reads."""

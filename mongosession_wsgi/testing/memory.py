@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import bson
 from bson.codec_options import CodecOptions
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from ..document import MAX_SIZE
 from ..settings import Settings
 from ..store import MongoStore, utc_now
 from .operators import CODEC, Document, as_stored, matches, updated
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
 
 T = TypeVar("T")
 _TOO_LARGE = 10334
