@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import subprocess
 import sys
@@ -422,3 +423,21 @@ def test_everything_public_says_what_it_does() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), node.name
+
+
+def test_the_page_of_the_commit_has_every_cell() -> None:
+    pytest.importorskip("sphinx")
+    docs = str(PACKAGE.parent / "docs" / "_ext")
+    sys.path.append(docs)
+    try:
+        moves = importlib.import_module("moves")
+    finally:
+        sys.path.remove(docs)
+    told, drawn = "\n".join(moves.table()), moves.picture()
+    assert [len(row) for _, row in moves.cells()] == [5] * 5
+    assert told.count("nothing to do") + told.count("**: ") == 25
+    for row in MOVES.values():
+        for move in row.values():
+            assert moves.line_of(move) in told
+            assert f">{moves.name_of(move)}</text>" in drawn
+    assert drawn.count("<rect") == 25
