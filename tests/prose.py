@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mongosession_wsgi"
-POINTING = frozenset(
-    "it its itself that this these those which what whatever one ones there such".split()
-)
+POINTING = {
+    *("it", "its", "itself", "that", "this", "these", "those", "which", "what", "whatever"),
+    *("one", "ones", "there", "such"),
+}
 MOST = 7.0
 """The most pointing words among 100 words of comments and docstrings."""
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|:[a-z:]+:`|https?://\S+", re.DOTALL)
@@ -116,9 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.report:
         print_shares("Comments and docstrings", modules)
         pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-        print_shares(
-            "Pages", {str(page.relative_to(ROOT)): share_of_page(page) for page in pages}
-        )
+        print_shares("Pages", {str(page.relative_to(ROOT)): share_of_page(page) for page in pages})
     elif total.of_100 > MOST:
         worst = sorted(modules.items(), key=lambda item: -item[1].of_100)[:5]
         names = ", ".join(f"{name} ({share.of_100:.1f})" for name, share in worst)
