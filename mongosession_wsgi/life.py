@@ -204,6 +204,10 @@ class Life:
             return Step(Outcome.ENDED, mark)
         with self._in_time():
             record, draft = self._successor(mark, visit), visit.draft
+            if record is None:
+                there = self._live(self._found(mark.id), visit)
+                if type(there) is Record:  # What the first one took is put back.
+                    return Step(Outcome.LOOK, there)
             # What is sealed by the first login's token, this one cannot open.
             if record is not None and record.version == document.PLAIN:
                 of_owner = record.owner == login.owner
