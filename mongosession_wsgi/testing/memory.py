@@ -64,7 +64,7 @@ class Client:
         sessions = self.get_collection(command["find"], codec_options=codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 
-    def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:
+    def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:  # noqa: ARG002
         """Carry out the command `name` on the documents of `filter`, which is what `act` does."""
         with self.lock:
             return act()
