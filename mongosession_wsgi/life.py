@@ -204,6 +204,10 @@ class Life:
             return Step(Outcome.ENDED, mark)
         with self._in_time():
             record, draft = self._successor(mark, visit), visit.draft
+            if record is None:
+                there = self._live(self._found(mark.id), visit)
+                if type(there) is Record:  # The first login's session is put back.
+                    return Step(Outcome.LOOK, there)
             # The second login cannot open data sealed by the token of the first.
             if record is not None and record.version == document.PLAIN:
                 of_owner = record.owner == login.owner
@@ -274,7 +278,7 @@ class Life:
         contents = draft.contents()
         seal = _new_seal(token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
-        is_new = self._sessions.attempt(lambda them: insert(them, stored))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored), len(stored.raw))
         self._sessions.ensure_indexes_in_passing()
         if not is_new:
             found = self._found(record.id)
