@@ -32,11 +32,10 @@ def without_users(text: str) -> str:
 
 def without(secrets: Iterable[str], text: str) -> str:
     """Return `text` on one line, without `secrets` and the users that stand in URIs."""
-    text = without_users(" ".join(text.split()))
     for secret in sorted(secrets, key=len, reverse=True):
         around = r"\b" if len(secret) < _TOO_SHORT else ""
         text = re.sub(f"{around}{re.escape(secret)}{around}", "…", text)
-    return text
+    return without_users(" ".join(text.split()))
 
 
 def secrets_of(options: Mapping[str, Any]) -> frozenset[str]:
@@ -74,8 +73,6 @@ def _secrets_of_uri(uri: str) -> Iterator[str]:
 
 def _forms(secret: str) -> Iterator[str]:
     for form in (secret, unquote(secret), unquote_plus(secret)):
-        yield form
-        yield quote_plus(form)
-        yield quote_plus(form.strip())
         yield form.strip()
-        yield repr(form)[1:-1]
+        yield quote_plus(form.strip())
+        yield repr(form.strip())[1:-1]
