@@ -151,4 +151,3 @@ class Scene:
         """Return the owner and the data of each live session, in an order of their own."""
         found = [(info.owner, info.data) for info in self.store.sessions(owner)]
         return sorted(found, key=str)
-

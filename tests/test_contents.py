@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import decimal
 import enum
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, UserString, namedtuple
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
+from unittest.mock import MagicMock, Mock
 from uuid import UUID
 
 import bson
@@ -110,6 +113,40 @@ def test_what_comes_back_plain(store: MongoStore, value: Any, back: Any) -> None
     found = kept(store, {"top": value})["top"]
     assert found == back
     assert type(found) is type(back)
+
+
+def hello(name: str = "Tee") -> str:
+    return f"Hello, {name}"
+
+
+def lazy_texts() -> Iterator[Any]:
+    """Yield texts that are made when somebody looks at them, of each library that is here."""
+    yield UserString("Hello, Tee")
+    with suppress(ImportError):
+        from babel.support import LazyProxy
+
+        yield LazyProxy(hello, enable_cache=False)
+    with suppress(ImportError):
+        from flask_babel.speaklater import LazyString
+
+        yield LazyString(hello, name="Tee")
+    with suppress(ImportError):
+        from django.utils.functional import lazystr
+
+        yield lazystr("Hello, Tee")
+
+
+@pytest.mark.parametrize("text", [*lazy_texts()], ids=lambda text: type(text).__name__)
+def test_a_lazy_text_is_stored_as_a_text(store: MongoStore, text: Any) -> None:
+    found = kept(store, {"top": text, "_flashes": [("message", text)]})
+    assert found == {"top": "Hello, Tee", "_flashes": [["message", "Hello, Tee"]]}
+    assert type(found["top"]) is type(found["_flashes"][0][1]) is str
+
+
+@pytest.mark.parametrize("value", [Mock(), MagicMock(), str, Markup])
+def test_what_only_has_the_methods_of_a_text_is_refused(value: Any) -> None:
+    with pytest.raises(SessionDataError, match=r"top: a session cannot hold a "):
+        form("top", value)
 
 
 RECURSIVE: list[Any] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
@@ -145,9 +146,7 @@ def test_every_cell_has_a_test_and_every_state_a_row() -> None:
 
 
 def test_a_cell_without_a_move_is_nothing_to_do() -> None:
-    idle = {
-        place for place, cell in CELLS.items() if cell.outcome is KEPT and not cell.commands
-    }
+    idle = {place for place, cell in CELLS.items() if cell.outcome is KEPT and not cell.commands}
     empty = {place for place in CELLS if place[1] not in MOVES[place[0]]}
     assert idle - empty == {(DESTROYED, Nothing)}
     assert empty - idle == set()
@@ -339,9 +338,7 @@ def test_a_rotation_needs_a_session_or_something_to_store(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("login", [False, True])
-def test_a_session_that_was_seen_and_has_ended_gets_no_new_token(
-    scene: Scene, login: bool
-) -> None:
+def test_a_session_that_was_seen_and_has_ended_gets_no_new_token(scene: Scene, login: bool) -> None:
     session = scene.store.open(scene.stored({"a": 1}))
     assert session["a"] == 1
     scene.store.revoke(str(session.id))
@@ -408,18 +405,18 @@ def test_a_swap_is_undone_if_its_session_cannot_be_stored(scene: Scene, seen: bo
 
 
 def test_a_swap_is_not_undone_once_the_session_has_ended(scene: Scene) -> None:
-    token = ""
-    for end in (
-        lambda: scene.store.revoke(id_of(token)),
-        lambda: scene.store.revoke_all("alice"),
-        lambda: scene.request(token, lambda other: other.destroy()),
-    ):
+    ends: list[Callable[[str], object]] = [
+        lambda token: scene.store.revoke(id_of(token)),
+        lambda token: scene.store.revoke_all("alice"),
+        lambda token: scene.request(token, lambda other: other.destroy()),
+    ]
+    for end in ends:
         token = scene.stored({"a": 1}, owner="alice")
         session = scene.store.open(token)
         session["b"] = hidden = [1]
         hidden.append({1})  # type: ignore[arg-type]
         session.regenerate()
-        scene.server.plan(SWAP, after=end)
+        scene.server.plan(SWAP, after=partial(end, token))
         with pytest.raises(SessionDataError):
             scene.store.flush(session)
         assert scene.live() == []
@@ -777,7 +774,7 @@ def test_a_refused_duplicate_may_be_our_own_or_a_tombstone(
     ("details", "words"),
     [
         (None, "a unique index on the collection that is not ours"),
-        ({"keyPattern": {"data.mail": 1}}, "DuplicateKeyError"),
+        ({"keyPattern": {"data.mail": 1}}, "unique index that is not ours"),
     ],
 )
 @pytest.mark.parametrize("login", [False, True])
@@ -831,13 +828,14 @@ def test_one_fault_and_everything_else_in_between(
     token = scene.stored({"a": 1}, owner="alice")
     others: list[Any] = []
     scene.server.plan(at, loses=loses, after=lambda: others.append(OTHERS[other](scene, token)))
-    session, outcome = scene.store.open(token), None
+    session, outcome, failed = scene.store.open(token), None, ""
     try:
         REQUESTS[mine](session)
         outcome = scene.store.flush(session)
     except StoreError as error:
-        assert "the answer" in str(error).lower()
-        assert (mine, loses) == ("rotate", "answer")
+        failed = str(error)
+    # Nobody but that answer had the data.
+    assert not failed or ((mine, loses) == ("rotate", "answer") and "answer" in failed)
     assert scene.server.all_done
     live = scene.live()
     # The session that was there, under whatever token it goes on.
