@@ -83,6 +83,7 @@ def test_a_server_that_tells_its_time_otherwise_or_not_at_all(
     pretender.changes["hello"] = lambda answer: answer | {"localTime": of(now)}
     found = findings(there)
     assert found["clock"].verdict is (GOOD if of(now) else NOTE)
+    assert ("does not tell its time" in found["clock"].words) == (of(now) is None)
     assert found["expired sessions"].verdict is GOOD
     assert "round trip" in found
 
