@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -751,6 +752,23 @@ def test_one_interface_serves_several_applications(mongodb_uri: str, database: s
     assert len(sessions._exchanges) == 1
 
 
+def test_two_first_requests_at_once_share_a_store(settings: dict[str, Any]) -> None:
+    app, sessions = Flask("shop"), MongoSessionInterface(settings)
+    made = []
+
+    class Waiting:
+        """A lock that another request had until now, which has made what it is for."""
+
+        def __enter__(self) -> None:
+            sessions._lock = Lock()
+            made.append(sessions._exchanges_of(app))
+
+        def __exit__(self, *_: object) -> None: ...
+
+    sessions._lock = Waiting()  # type: ignore[assignment]
+    assert sessions._exchanges_of(app) is made[0]
+
+
 # The hooks of the interface.
 
 
@@ -1006,6 +1024,17 @@ def test_a_failed_request_changes_nothing(path: str, app: Flask, browser: Browse
     browser.get("/set")
     assert browser.get(path).status == "500 INTERNAL SERVER ERROR"
     assert browser.get().body == b"1"
+
+
+def test_a_failed_request_sets_no_cookie_of_a_permanent_session(
+    app: Flask, browser: Browser
+) -> None:
+    on(app, "/set")(lambda: session.update(n=1, _permanent=True))
+    on(app)(lambda: (str(session["n"]), 500))
+    on(app, "/login")(lambda: (str(session.login("alice", remember=True)), 500))
+    browser.get("/set")
+    assert browser.get().cookie is None
+    assert browser.get("/login").cookie is None
 
 
 def test_a_request_that_is_refused_may_change_the_session(app: Flask, browser: Browser) -> None:
@@ -1305,12 +1334,13 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
 
 
 def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
-    csrf = pytest.importorskip("flask_wtf.csrf")
-    csrf.CSRFProtect(app)
+    wtf = pytest.importorskip("flask_wtf")
+    pytest.importorskip("flask_wtf.csrf").CSRFProtect(app)
     page = "{{ csrf_token() }}"
 
     @on(app, "/login", methods=["POST"])
     def _() -> str:
+        assert wtf.FlaskForm().validate_on_submit()  # It makes a token for its own page.
         session.login("alice")
         return render_template_string(page)
 
