@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import logging
@@ -264,6 +265,32 @@ def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None
     answer = browser.get().body.decode()
     assert answer.startswith("alice ")
     assert len(answer) == len("alice ") + 43
+
+
+def test_it_can_be_merged_and_copied(app: Flask, visitor: FlaskClient) -> None:
+    @on(app)
+    def _() -> None:
+        session["a"] = [1]
+        mine = session._get_current_object()
+        assert session | {"b": 2} == {"b": 2} | mine == {"a": [1], "b": 2}
+        for data in copy.copy(mine), copy.deepcopy(mine), session.copy():
+            assert (type(data), data) == (dict, {"a": [1]})
+
+    assert visitor.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nmae", "end", "data", "touch", "idle_as", "exchange"])
+def test_other_names_are_attribute_errors(name: str, app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: hasattr(session, name))
+    assert visitor.get("/").text == "False"
+
+
+def test_a_login_may_have_a_label(app: Flask, browser: Browser, store: MongoStore) -> None:
+    on(app, "/login")(lambda: session.login("alice", label="Firefox"))
+    on(app)(lambda: session.label)
+    browser.get("/login")
+    assert browser.get().body == b"Firefox"
+    assert [info.label for info in store.sessions("alice")] == ["Firefox"]
 
 
 @pytest.mark.parametrize(
