@@ -364,6 +364,8 @@ class Life:
                     return None
                 if self._forestall(this):
                     return 0
+                if self._found(this) is None:
+                    return None  # It has expired, and waits for its deletion.
                 continue  # It was stored just now.
             passed.add(this)
             goes_on = found.goes_on and (past_logins or not found.by_login)
