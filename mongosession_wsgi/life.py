@@ -206,12 +206,10 @@ class Life:
             return Step(Outcome.ENDED, mark)
         with self._in_time():
             record, draft = self._successor(mark, visit), visit.draft
-            # What is sealed by the first login's token, this one cannot open.
-            if record is not None and record.version == document.PLAIN:
-                of_owner = record.owner == login.owner
-                draft = draft.rebased(record.data, replaces=not of_owner)
-            elif record is not None and record.owner != login.owner:
+            if record is None or record.owner != login.owner:
                 draft = draft.rebased({}, replaces=True)
+            elif record.version == document.PLAIN:  # A sealed one opens by its own token alone.
+                draft = draft.rebased(record.data, replaces=draft.replaces)
             return self._insert(visit, draft)
 
     def fail(self, visit: Visit) -> Step:
