@@ -116,6 +116,9 @@ class Life:
         due = visit.times.is_renewal_due(record, now)
         if changes is UNCHANGED and visit.remember is None and not due:
             return Step(Outcome.KEPT, record)
+        if record.expires_at <= now:  # It died since, unless somebody has used it.
+            known = self.look(visit)
+            return Step(Outcome.LOOK if type(known) is Record else Outcome.ENDED, known)
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
         moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
         terms: dict[str, Any] = {}
