@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as how
 from hypothesis import strategies as st
@@ -370,6 +371,7 @@ class Story(RuleBasedStateMachine):
         self.compare()
 
 
+@pytest.mark.timeout(900)
 def test_whatever_happens_in_whatever_order_is_as_the_contract_says(
     settings: dict[str, Any], store: MongoStore, stored: Collection[Any], clock: Clock
 ) -> None:
