@@ -31,10 +31,10 @@ from .errors import SessionError
 _PROGRAM = "secantusd-py"
 _RELEASE = "SecantusDB==0.7.0b3"
 _TOO_NEW = (3, 14)
-"""The first Python that the release has no wheel for."""
+"""The first Python without a wheel of the release."""
 
 _PYTHONS = ">=3.10,<3.14"
-"""The Pythons that the release has wheels for."""
+"""The Pythons with a wheel of the release."""
 
 _LONGEST_START = 60.0
 _LONGEST_STOP = 10.0
@@ -50,11 +50,11 @@ class _PortLostError(EmbeddedServerError):
 
 
 class EmbeddedServer:
-    """A MongoDB-compatible server on a loopback port, with its data in the folder `data`.
+    """A MongoDB-compatible server on a loopback port, with data in the folder `data`.
 
-    The server ends with the process that started it, also if that process is killed. Port 0 takes a
-    free port, and later starts take the same port again. `options` are further options of the
-    server's command line. Nobody but the user who started the server can read the folder.
+    The server ends with its owner, the process that called `start`, also if the owner is killed.
+    Port 0 takes a free port, and later starts take the same port again. `options` are further
+    options of the server's command line. Other users cannot read the folder.
     """
 
     def __init__(self, data: Path | str, *, port: int = 0, options: Sequence[str] = ()) -> None:
@@ -96,7 +96,7 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """End the server and wait until it is gone; its data stays."""
+        """End the server and wait until its process is gone; the data stays."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             # In a fork of the owner both calls do nothing: the watcher is no child of the fork.
@@ -106,12 +106,12 @@ class EmbeddedServer:
                 time.sleep(0.02)
 
     def _wake(self) -> None:
-        """Connect to the server once: its end waits two seconds for a last visitor otherwise."""
+        """Connect to the server once. A server without visitors takes two seconds to end."""
         with socket.socket() as visitor:
             visitor.connect_ex(("127.0.0.1", self.port))
 
     def kill(self) -> None:
-        """Send the server SIGKILL, as a crash would end it, and wait until it is gone."""
+        """End the server by SIGKILL, like a crash, and wait until the process is gone."""
         if self._is_running():
             os.kill(self.pid, signal.SIGKILL)
         self.stop()
@@ -121,7 +121,7 @@ class EmbeddedServer:
 
     @contextmanager
     def _own_folder(self) -> Iterator[IO[bytes]]:
-        """Make the folder, close it to other users, and take its lock: its configuration, open."""
+        """Make the folder, close it to other users, and lock it; yield the file with the lock."""
         config = self.data / "config.toml"
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _close_to_others(folder: Path) -> None:
 
 
 def _program() -> str:
-    """Return the path of the server's program: installed by pip, or by uv for a newer Python."""
+    """Return the path of the server's program, from pip or, on a newer Python, from uv."""
     program = _find(_PROGRAM)
     if program is not None:
         return program
@@ -228,11 +228,10 @@ def _find(program: str) -> str | None:
 
 @cache
 def _program_by_uv(uv: str) -> str:
-    """Have uv set the server up under an older Python, and return the path of its program.
+    """Have uv install the server under an older Python, and return the path of the program.
 
-    uv finds that Python on this machine, or fetches one, and keeps the environment in its cache.
-    uv does not run the server: the watcher does, so that the server's process id, its signals and
-    its end are those of a server that pip installed.
+    uv finds an older Python on the machine, or fetches one, and keeps the environment in a cache.
+    The watcher runs the program without uv: process id and signals are the server's own.
     """
     this = ".".join(map(str, sys.version_info[:2]))
     print(
@@ -242,7 +241,7 @@ def _program_by_uv(uv: str) -> str:
     )
     setup = ["tool", "run", "--python", _PYTHONS, "--from", _RELEASE]
     setup += ["python", "-c", "import sys; print(sys.prefix)"]
-    # Offline first: an environment that is complete needs no network, and no time.
+    # Offline first: a complete environment needs no network, and no time.
     done = subprocess.run([uv, "--offline", *setup], capture_output=True, text=True, check=False)
     if done.returncode:
         done = subprocess.run([uv, *setup], stdout=subprocess.PIPE, text=True, check=False)
@@ -269,10 +268,10 @@ def _free_port(port: int) -> int:
 
 
 def _watch(owner: int, command: Sequence[str]) -> None:
-    """Run the server until it ends, the owner ends, or somebody ends this process.
+    """Run the server until the server or the owner ends, or until somebody ends the watcher.
 
-    A parent that dies is noticed by its children having another one then, also where children of
-    its own live on and hold every pipe open that it had.
+    The watcher has another parent once the owner is dead. A pipe would not tell: children of the
+    owner may live on, and hold the pipe open.
     """
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
