@@ -12,7 +12,7 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races faults fuzz load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,8 +60,11 @@ bench-report: $(BENCH)/installed  ## measure, and write docs/benchmarks.md and i
 operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=200000)
 	@$(BIN)/python -m tests.operations --sessions $(or $(SESSIONS),200000)
 
-races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000)
-	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000)
+races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000, SERVER=java: in parallel, with a JDK and Maven)
+	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000) $(if $(SERVER),--server $(SERVER))
+
+explore: $(INSTALLED)  ## try every order of the commands of two and three requests, with every fault (ARGS="--sets pairs")
+	@$(BIN)/python -m tests.explore $(ARGS)
 
 faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it
 	@$(BIN)/python -m tests.faults
@@ -73,7 +76,7 @@ fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo build dist *.egg-info .coverage .hypothesis .*_cache
+	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo .servers build dist *.egg-info .coverage .hypothesis .*_cache
 
 # One call of pip for each environment: $(call install,folder,what to install).
 define install

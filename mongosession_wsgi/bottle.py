@@ -8,7 +8,8 @@ from typing import Any
 
 from bottle import Bottle, PluginError, Route, request  # type: ignore[import-untyped]
 
-from .middleware import KEY, SessionMiddleware
+from .exchange import KEY
+from .middleware import SessionMiddleware
 from .session import Session
 from .store import Store
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from threading import Lock
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from werkzeug.http import dump_cookie
 
@@ -24,7 +27,48 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")
 _HOST = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::\d*)?")
-_FROM_A_PROXY = re.compile(r"HTTP_(?:FORWARDED|X_FORWARDED_|X_REAL_IP|VIA)")
+_PAGE = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#]*)", re.I)
+_OF_A_PROXY = re.compile(
+    r"""HTTP_(?:X_)?(?:
+    FORWARDED | ORIGINAL_ | REAL_ | REMOTE_ | CLUSTER_ | TRUE_CLIENT | CLIENT_IP\b | CLIENT_CERT
+    | VIA\b | PROXY | PROXIED | WL_PROXY | SSL_ | (?:URL_)?SCHEME\b | PROTO\b | HTTPS\b
+    | FRONT_END_HTTPS | MAX_FORWARDS | REQUEST_START | QUEUE_START | SURROGATE_CAPABILITY
+    | NGINX_ | ACCEL_ | VARNISH | HAPROXY_ | ENVOY_ | ISTIO_ | L5D_ | AUTH_REQUEST_ | BLUECOAT_
+    | CF_ | CDN_ | CLOUDFRONT_ | AMZN_ | AMZ_CF_ | AZURE_ | ARR_ | APPENGINE_ | CLOUD_TRACE | GOOG_
+    | AKAMAI | FASTLY_ | FLY_ | VERCEL_ | NF_ | RAILWAY_ | RNDR_ | DO_CONNECTING_IP | INCAP_
+    | SUCURI_ | ALI_CDN | EO_ | TAILSCALE_
+    )""",
+    re.VERBOSE,
+)
+"""The request headers of proxies, load balancers and CDNs.
+
+`X-Request-ID` and the headers of tracing are missing, because clients send them too.
+"""
+_PERSISTS = re.compile("keep-alive|upgrade", re.I)
+"""The Connection header of every browser over HTTP/1.1; proxies do not pass it on."""
+
+
+class _Once:
+    """A line of the log, written once, by the first thread to come."""
+
+    def __init__(self, level: int, line: str) -> None:
+        self._level = level
+        self._line = line
+        self._turn = Lock()
+
+    def log(self, *arguments: object) -> None:
+        if self._turn.acquire(blocking=False):  # For good.
+            logger.log(self._level, self._line, *arguments)
+
+
+def _several() -> _Once:
+    return _Once(
+        logging.WARNING,
+        "The request has several cookies named %s with different values: none of them is used, so "
+        "the visitor has no session. Another application sets a cookie of this name, on a parent "
+        "domain or another path, or this one did under an earlier session_domain or session_path. "
+        "Choose another session_name, or expire the other cookie. This is logged once.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +83,7 @@ class Cookie:
     path: str
     partitioned: bool
     max_age: timedelta | None
+    several: _Once = field(default_factory=_several, repr=False, compare=False)
 
     def read(self, environ: WSGIEnvironment) -> str | None:
         """Return the token that the request brings; whatever else stands there is None."""
@@ -51,11 +96,7 @@ class Cookie:
             if stripped.startswith(start):
                 found.add(stripped.removeprefix(start))
         if len(found) > 1:
-            logger.warning(
-                "The request has several cookies named %s: none of them is used. Look for another "
-                "application that sets this name, on this host or a parent domain.",
-                self.name,
-            )
+            self.several.log(self.name)
             return None
         token = found.pop() if found else ""
         return token if TOKEN.fullmatch(token) else None
@@ -96,9 +137,25 @@ class CookiePolicy:
             if secure is False:
                 raise SettingsError(f"session_secure: {key} {reason} must be Secure, so not false")
             secure = True
-        self._public = _cookie(settings, secure=secure is not False)
-        self._development = self._public if secure else _cookie(settings, secure=False)
-        self._warned = False
+        several = _several()
+        self._public = _cookie(settings, several, secure=secure is not False)
+        self._development = (
+            _cookie(settings, several, secure=False) if secure is None else self._public
+        )
+        self._secure_over_http = _Once(
+            logging.WARNING,
+            "A Secure session cookie was set on a request that came by plain HTTP to %r. Browsers "
+            "send it back by HTTPS only. In production, serve by HTTPS and set session_secure: "
+            "true; check that the proxy sends X-Forwarded-Proto, and that the server trusts it "
+            "(gunicorn: forwarded_allow_ips). For development on a host with a name or "
+            "in a container, set session_secure: false. This is logged once.",
+        )
+        self._not_secure = _Once(
+            logging.INFO,
+            "A session cookie without Secure was set, because a request came by plain HTTP from "
+            "this machine to itself, with no sign of a proxy. In production, set session_secure: "
+            "true. This is logged once.",
+        )
 
     def cookie_for(self, environ: WSGIEnvironment) -> Cookie:
         """Return the cookie that fits the request: Secure, unless it is plain HTTP to loopback."""
@@ -109,17 +166,13 @@ class CookiePolicy:
     def issue(self, cookie: Cookie, token: str, environ: WSGIEnvironment) -> str:
         """Return the Set-Cookie header that hands `token` to the browser of the request.
 
-        Logs, once, that the cookie is Secure but the request was not: it may never come back.
+        Logs the first cookie without Secure if the choice was automatic, and the first Secure
+        cookie for a request by plain HTTP: the browser may never send this cookie back.
         """
-        if cookie.secure and environ["wsgi.url_scheme"] != "https" and not self._warned:
-            self._warned = True
-            logger.warning(
-                "A Secure session cookie was set on a request that came by plain HTTP to %r. "
-                "Behind a TLS proxy, check that it sends X-Forwarded-Proto and that the server "
-                "trusts it (gunicorn: forwarded_allow_ips), and set session_secure: true. "
-                "Without TLS, browsers do not send this cookie back.",
-                environ.get("HTTP_HOST") or environ.get("SERVER_NAME"),
-            )
+        if not cookie.secure and self._public is not self._development:
+            self._not_secure.log()
+        elif cookie.secure and environ["wsgi.url_scheme"] != "https":
+            self._secure_over_http.log(environ.get("HTTP_HOST") or environ.get("SERVER_NAME"))
         return cookie.issue(token)
 
 
@@ -137,7 +190,7 @@ def _reasons_for_secure(settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
-def _cookie(settings: Settings, *, secure: bool) -> Cookie:
+def _cookie(settings: Settings, several: _Once, *, secure: bool) -> Cookie:
     name = settings.name or _default_name(settings, secure)
     if not _NAME.fullmatch(name):
         raise SettingsError(
@@ -156,6 +209,7 @@ def _cookie(settings: Settings, *, secure: bool) -> Cookie:
         path=_checked_path(settings.path),
         partitioned=settings.partitioned,
         max_age=settings.max_age,
+        several=several,
     )
     if len(cookie.issue("t" * 43)) > 4096:
         raise SettingsError("session_name: the cookie would have more than 4096 bytes, shorten it")
@@ -163,11 +217,11 @@ def _cookie(settings: Settings, *, secure: bool) -> Cookie:
 
 
 def _default_name(settings: Settings, secure: bool) -> str:
-    if not secure:
-        return "mongosession"
-    if settings.domain or settings.path != "/":
-        return "__Secure-mongosession"
-    return "__Host-mongosession"
+    if secure:
+        scoped = settings.domain or settings.path != "/"
+        return "__Secure-mongosession" if scoped else "__Host-mongosession"
+    # A browser sends the cookie of / to /admin too, where two of one name would be no session.
+    return "mongosession" + ("" if settings.path == "/" else quote(settings.path, safe=""))
 
 
 def _checked_domain(domain: str | None) -> str | None:
@@ -195,25 +249,69 @@ def _checked_path(path: str) -> str:
 
 def _is_development(environ: WSGIEnvironment) -> bool:
     """Say whether the request is plain HTTP from this machine to itself, with no proxy between."""
-    peer = environ.get("REMOTE_ADDR")
     return (
         environ["wsgi.url_scheme"] == "http"
-        and _is_loopback(environ.get("HTTP_HOST") or environ.get("SERVER_NAME", ""))
-        and (not peer or _is_loopback(peer))
-        and not _FROM_A_PROXY.search(" ".join(environ))
+        and _is_this_machine(environ.get("HTTP_HOST") or environ.get("SERVER_NAME", ""))
+        and not _is_connection_of_a_proxy(environ)
+        and not _has_headers_of_a_proxy(environ)
+    )
+
+
+def _is_connection_of_a_proxy(environ: WSGIEnvironment) -> bool:
+    """Say whether the peer is on another machine, or connects as no browser does.
+
+    No browser uses HTTP/1.0, as nginx does, or a UNIX socket: there, servers know no address of the
+    peer (an empty text, or a word) or no port of their own. Test clients say HTTP/1.0 too, but name
+    no peer; WebTest may name a peer, and also its own origin, `paste.testing`.
+    """
+    peer = environ.get("REMOTE_ADDR")
+    if peer is None:
+        return not environ.get("SERVER_PORT", "80")
+    is_old = environ.get("SERVER_PROTOCOL") == "HTTP/1.0" and "paste.testing" not in environ
+    return is_old or not _is_loopback(peer)
+
+
+def _has_headers_of_a_proxy(environ: WSGIEnvironment) -> bool:
+    """Say whether a proxy added a header, changed Host, or left out the Connection of a browser."""
+    if "HTTP_SEC_FETCH_SITE" in environ and not _PERSISTS.search(
+        environ.get("HTTP_CONNECTION", "")
+    ):
+        return True
+    return (
+        _names_one_of_a_proxy(" ".join(environ))
+        or _is_elsewhere(environ.get("HTTP_ORIGIN", ""))
+        or _is_elsewhere(environ.get("HTTP_REFERER", ""))
     )
 
 
 @lru_cache(maxsize=256)
-def _is_loopback(host: str) -> bool:
+def _names_one_of_a_proxy(headers: str) -> bool:
+    """Say whether a proxy added one of `headers`; cached, as clients repeat their headers."""
+    return _OF_A_PROXY.search(headers) is not None
+
+
+def _is_elsewhere(page: str) -> bool:
+    """Say whether the URL of a page is HTTPS, or on another machine; `null` is neither."""
+    match = _PAGE.match(page)
+    if match is None:
+        return False
+    return match["scheme"].lower() == "https" or not _is_this_machine(match["host"])
+
+
+@lru_cache(maxsize=256)
+def _is_this_machine(host: str) -> bool:
     """Say whether `host`, a name or an address with or without a port, is this machine."""
     match = _HOST.fullmatch(host.lower())
     name = match["name"] if match else host
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name.strip("[]"))
+
+
+@lru_cache(maxsize=256)
+def _is_loopback(address: str) -> bool:
+    """Say whether `address` is a loopback address."""
     try:
-        address = ip_address(name.strip("[]"))
+        found = ip_address(address)
     except ValueError:
         return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -1,4 +1,4 @@
-"""The stored form of a session: its id, its keys, its values, and what changed of them.
+"""The stored form of a session: ids, names, values, and the filters that find sessions and marks.
 
 Pure functions on values; nothing here has a client.
 """
@@ -8,22 +8,32 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from hashlib import sha256
+from pathlib import PurePath
+from secrets import token_urlsafe
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import bson
-from bson.binary import UuidRepresentation
+from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.errors import BSONError
+from bson.int64 import Int64
 
 from .errors import SessionDataError
 
-VERSION = 1
+if TYPE_CHECKING:
+    from .seal import Seal
+
+PLAIN, SEALED = VERSIONS = 1, 2
+"""The forms of a document, as its field `v` tells them; both may be in one collection."""
 MAX_SIZE = 16 * 1024 * 1024
 """The most bytes that MongoDB holds in one document."""
 _SMALL = 1024 * 1024
@@ -46,7 +56,11 @@ _EXACT = frozenset((NoneType, bool, int, str, bytes))
 _NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
-_AS_THEY_ARE = frozenset(_SCALAR) - {int, str} | {bson.Binary}
+_UNLIKE_STORED = _NESTED | {Int64}
+"""The types that the driver decodes to something else than what an application stored."""
+_AS_THEY_ARE = frozenset(_SCALAR) - {int, str}
+_MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
+"""The types of which the driver encodes values that it cannot decode, such as a short UUID."""
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TO_ESCAPE = re.compile(r"\A\$|[%.\0]")
@@ -58,8 +72,17 @@ _Path = tuple[Any, Any]
 """Where a value is found: the path of what holds it, and its key or index there."""
 
 
+class Token(str):
+    """The secret of a cookie, which no `repr` shows: not in a log, a traceback or a collector."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+
 class Record(NamedTuple):
-    """A session as MongoDB holds it."""
+    """A session as MongoDB holds it. Each field but `id` has the name of a field there."""
 
     id: str
     data: dict[str, Any]
@@ -67,17 +90,85 @@ class Record(NamedTuple):
     created_at: datetime
     seen_at: datetime
     expires_at: datetime
+    label: str | None = None
+    remember: bool | None = None
+    """The idle time: None for `session_expires`, True for `session_remember`, and False where the
+    application said the moment itself, so that `expires_at` alone counts."""
+    version: int = PLAIN
+    """The form, `v`; the data of a sealed one are as they are stored."""
 
 
 class Mark(NamedTuple):
-    """What stands for a while under the id of a session that was regenerated away."""
+    """What stands for a while under the id of a session that was given a new token."""
 
     id: str
     expires_at: datetime
     successor: str | None
-    """The id of the session that takes its place."""
-    goes_on: bool
-    """Whether that is the same session under another token, and not a login's."""
+    """The id of the session in its place; None on a tombstone."""
+    goes_on: bool = False
+    """Whether the successor has the same owner: it is the same session, or their next login."""
+    by_login: bool = False
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "data": (dict,),
+    "owner": (str, NoneType),
+    "created_at": (datetime,),
+    "seen_at": (datetime,),
+    "expires_at": (datetime,),
+    "label": (str, NoneType),
+    "remember": (bool, NoneType),
+}
+"""The fields of a stored session and their types, the only list there is."""
+_OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
+_BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
+"""BSON's numbers for types: shorter than their names in a command that most requests send."""
+_ARRAY = 4
+
+
+def _condition(types: tuple[type, ...]) -> dict[str, Any]:
+    numbers = [_BSON_TYPES[kind] for kind in types]
+    if dict in types:  # MongoDB also takes an array that holds a document for a document.
+        return {"$type": numbers[0], "$not": {"$type": _ARRAY}}
+    return {"$type": numbers if len(numbers) > 1 else numbers[0]}
+
+
+OURS = {"v": {"$in": VERSIONS}}
+"""What every session and every mark matches."""
+SESSION: dict[str, Any] = OURS | {
+    name: _condition(types) for name, types in _FIELDS.items() if name not in _OPTIONAL
+}
+"""What every session matches, and no mark; other documents of the collection are left alone."""
+MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
+"""What every mark matches, and no session."""
+MARK_TIME = timedelta(seconds=60)
+"""How long a mark stands."""
+
+
+def live(id_: str, now: datetime, **conditions: Any) -> dict[str, Any]:
+    """Return what the session of this id matches unless its stored expiry has come."""
+    # What narrows most comes first: the embedded server searches by the first index it meets.
+    return {"_id": id_} | SESSION | {"expires_at": {"$gt": now}} | conditions
+
+
+def live_seen(id_: str, now: datetime, version: int) -> dict[str, Any]:
+    """Return what tells a live session that was looked at before from a mark; it is shorter."""
+    data = {"$type": _BSON_TYPES[dict]}
+    return {"_id": id_, "v": version, "data": data, "expires_at": {"$gt": now}}
+
+
+def marked(id_: str, now: datetime) -> dict[str, Any]:
+    """Return what the mark under this id matches while it stands."""
+    return MARK | {"_id": id_, "expires_at": {"$gt": now}}
+
+
+ANY_ID = {"$gte": "-", "$lt": "{"}
+"""What each id matches, and no `_id` of another type; the TTL index is of these alone."""
+
+
+def expired_by(now: datetime) -> dict[str, Any]:
+    """Return what a session or a mark matches whose time is up; the TTL index finds them."""
+    return {"_id": ANY_ID} | OURS | {"expires_at": {"$lte": now}}
 
 
 class Changes(NamedTuple):
@@ -85,17 +176,36 @@ class Changes(NamedTuple):
 
     assigned: dict[str, Any]
     """The values of the keys that are new or other than what is stored, in stored form."""
-    removed: frozenset[str]
-    replaces: bool
-    """Whether what is stored goes, whatever it is, and `assigned` is all that stays."""
-    prints: dict[str, bytes]
-    """The bytes of what is assigned, to compare later changes with."""
-    until: datetime | None = None
-    """When the session is to die, if that was said; else the idle time from now on."""
+    removed: frozenset[str] = frozenset()
+    replaces: bool = False
+    """Whether the stored data goes, whatever it is, and `assigned` is all that stays."""
+    prints: Mapping[str, bytes] = {}
+    """The bytes of the assigned values, to compare later changes with."""
 
-    @property
-    def any(self) -> bool:
-        return bool(self.assigned or self.removed or self.replaces or self.until)
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_REMEMBERED_BIT, _SEALED_BIT = 1, 2
+"""What the last character of a token says of its session.
+
+43 characters have two bits more than 32 bytes. So a request knows without a look how far it has to
+move the expiry, and which form the document has; nobody can change that, because the id is made of
+these bits too.
+"""
+REMEMBERED = tuple(one for n, one in enumerate(_ALPHABET) if n & _REMEMBERED_BIT)
+SEALED_TOKEN = tuple(one for n, one in enumerate(_ALPHABET) if n & _SEALED_BIT)
+"""The last characters of the tokens of remembered, and of sealed sessions."""
+
+
+def new_token(*, remembered: bool = False, sealed: bool = False) -> Token:
+    """Return a new token: 32 random bytes in base64url without padding."""
+    token = token_urlsafe(32)
+    spare = remembered * _REMEMBERED_BIT + sealed * _SEALED_BIT
+    return Token(token[:-1] + _ALPHABET[_ALPHABET.index(token[-1]) + spare])
+
+
+def version_of(token: str) -> int:
+    """Return the form that the document of a token's session has."""
+    return SEALED if token.endswith(SEALED_TOKEN) else PLAIN
 
 
 def id_of(token: str) -> str:
@@ -113,8 +223,6 @@ def escape(key: str) -> str:
     """Return `key` as a name that MongoDB takes for a field and for a part of a dotted path."""
     if not key:
         return "%"
-    if key.isidentifier():  # As most are; it is a tenth of the time of the search.
-        return key
     return _TO_ESCAPE.sub(lambda match: f"%{ord(match[0]):02X}", key)
 
 
@@ -131,7 +239,9 @@ def form(key: Any, value: Any) -> Any:
     Raises `SessionDataError` that names the path and the type of what BSON cannot hold.
     """
     _check_key(key, (None, key))
-    return _form(value, (None, key), 1)
+    if type(value) in _AS_THEY_ARE:
+        return value
+    return _Walk().form(value, (None, key), 1)
 
 
 def check(key: Any, value: Any) -> None:
@@ -189,100 +299,63 @@ def decode(raw: bytes) -> Record | Mark | None:
 
 def read(found: Mapping[str, Any]) -> Record | Mark | None:
     """Read a stored document, decoded by `CODEC`; None is one that is not of our form."""
-    match found:
-        case {
-            "_id": str() as id_,
-            "v": 1,
-            "data": dict() as data,
-            "owner": (str() | None) as owner,
-            "created_at": datetime() as created_at,
-            "seen_at": datetime() as seen_at,
-            "expires_at": datetime() as expires_at,
-        }:
-            return Record(id_, _unescaped(data), owner, created_at, seen_at, expires_at)
-        case {"_id": str() as id_, "v": 1, "expires_at": datetime() as expires_at} if (
-            "data" not in found
-        ):
-            return Mark(id_, expires_at, found.get("successor"), "owner" in found)
-        case _:
+    id_, version = found.get("_id"), found.get("v")
+    if type(id_) is not str or version not in VERSIONS:
+        return None
+    if "data" in found:
+        fields: dict[str, Any] = {name: found.get(name) for name in _FIELDS}
+        is_ours = all(type(value) in _FIELDS[name] for name, value in fields.items())
+        if not is_ours or "owner" not in found:
             return None
+        data = fields.pop("data")
+        if version == PLAIN:
+            return Record(id_, unescaped(data), **fields)
+        if not all(type(value) is bytes for value in data.values()):
+            return None
+        return Record(id_, data, **fields, version=SEALED)
+    expires_at, successor = found.get("expires_at"), found.get("successor")
+    if type(expires_at) is not datetime:
+        return None
+    return Mark(id_, expires_at, successor, "owner" in found, bool(found.get("login")))
 
 
-def difference(
-    data: Mapping[str, Any],
-    base: Mapping[str, Any],
-    prints: Mapping[str, bytes],
-    *,
-    replaces: bool = False,
-    until: datetime | None = None,
-) -> Changes:
-    """Return what makes `data` of `base`, which is what is stored.
+def outline(found: Mapping[str, Any]) -> Record | Mark | None:
+    """Read a stored document that came without its data."""
+    return read({**found, "data": {}} if "created_at" in found else found)
 
-    `prints` holds the bytes of those values of `base` that may have been changed in place since.
-    Every other value is unchanged if it is the same object, and compared if it is not. Nothing is
-    stored any more of a session that the difference `replaces`.
+
+def update_of(
+    changes: Changes, moments: dict[str, Any], terms: dict[str, Any], seal: Seal | None = None
+) -> dict[str, Any]:
+    """Return the update that makes `changes`, and moves `moments` forward but never back.
+
+    `terms` are fields to set as they are, or to remove where they are None.
     """
-    if replaces:
-        base = {}
-    assigned: dict[str, Any] = {}
-    encoded: dict[str, bytes] = {}
-    for key, value in list(data.items()):
-        if key not in base:
-            if type(value) in IMMUTABLE:
-                assigned[key] = value  # Which was checked when it was assigned.
-                continue
-        elif value is base[key] and key not in prints:
-            continue
-        elif type(value) in _EXACT and type(value) is type(base[key]):
-            if value != base[key]:
-                assigned[key] = value
-            continue
-        stored = form(key, value)
-        encoding = encode_form(key, stored)
-        if key not in base or encoding != (prints.get(key) or encode(key, base[key])):
-            assigned[key] = stored
-            encoded[key] = encoding
-    removed = frozenset(base.keys() - data.keys())
-    return Changes(assigned, removed, replaces, encoded, until)
-
-
-def update_of(changes: Changes, seen_at: datetime, expires_at: datetime | None) -> dict[str, Any]:
-    """Return the update that makes `changes`, and moves the moments forward but never back.
-
-    `expires_at` is None where a session cannot live longer than it was given at first; it moves
-    back only if that is one of the changes.
-    """
-    moments = {"seen_at": seen_at}
-    fields: dict[str, Any] = {}
-    if changes.until is not None:
-        fields["expires_at"] = expires_at
-    elif expires_at is not None:
-        moments["expires_at"] = expires_at
+    fields: dict[str, Any] = {name: term for name, term in terms.items() if term is not None}
+    gone: dict[str, Any] = {name: 1 for name, term in terms.items() if term is None}
     if changes.replaces:
-        fields["data"] = _fields(changes.assigned)
+        fields["data"] = _fields(changes.assigned, "", seal)
     else:
-        fields |= _fields(changes.assigned, "data.")
+        fields |= _fields(changes.assigned, "data.", seal)
+    if changes.removed:
+        gone |= dict.fromkeys(_fields(dict.fromkeys(changes.removed), "data.", seal), 1)
     update: dict[str, Any] = {"$max": moments}
     if fields:
         update["$set"] = fields
-    if changes.removed:
-        update["$unset"] = _fields(dict.fromkeys(changes.removed, 1), "data.")
+    if gone:
+        update["$unset"] = gone
     return update
 
 
-def document_of(record: Record, changes: Changes) -> bytes:
-    """Return the whole document of a new session that has the data of `changes`.
+def document_of(record: Record, contents: Changes, seal: Seal | None = None) -> bytes:
+    """Return the whole document of a new session that has the data of `contents`.
 
     Raises `SessionDataError` above 16 MiB.
     """
-    document = {
-        "_id": record.id,
-        "v": VERSION,
-        "data": _fields(changes.assigned),
-        "owner": record.owner,
-        "created_at": record.created_at,
-        "seen_at": record.seen_at,
-        "expires_at": record.expires_at,
+    fields = record._asdict() | {"data": _fields(contents.assigned, "", seal)}
+    document: dict[str, Any] = {"_id": fields.pop("id"), "v": fields.pop("version")}
+    document |= {
+        name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL
     }
     encoded = bson.encode(document, codec_options=CODEC)
     if len(encoded) > MAX_SIZE:
@@ -290,32 +363,57 @@ def document_of(record: Record, changes: Changes) -> bytes:
     return encoded
 
 
-def marking(expires_at: datetime, successor: str, *, goes_on: bool) -> dict[str, Any]:
-    """Return the update that makes a mark of a session that is regenerated away.
+def marking(now: datetime, successor: str, *, goes_on: bool, by_login: bool) -> dict[str, Any]:
+    """Return the update that makes a mark of a session that is given a new token.
 
-    If it `goes_on`, its owner stays, so that whoever ends all of his sessions finds that one.
+    If the session `goes_on`, the mark keeps its owner, so that whoever ends all of an owner's
+    sessions finds the successor. The mark of another owner's login says nothing of who that is.
     """
-    gone = ["data", "created_at", "seen_at"] + ([] if goes_on else ["owner"])
-    kept = {"expires_at": expires_at, "successor": successor}
-    return {"$set": kept, "$unset": dict.fromkeys(gone, 1)}
+    kept: dict[str, Any] = {"expires_at": now + MARK_TIME, "successor": successor}
+    if goes_on and by_login:
+        kept["login"] = True
+    return {"$set": kept, "$unset": _all_but({"expires_at"} | ({"owner"} if goes_on else set()))}
 
 
-def tombstone(id_: str, expires_at: datetime) -> bytes:
-    """Return a mark that keeps a session that is ended already from being inserted."""
-    return bson.encode({"_id": id_, "v": VERSION, "expires_at": expires_at, "ended": True})
+def ending(now: datetime) -> dict[str, Any]:
+    """Return the update that makes a tombstone of a session: a mark without a successor.
+
+    A tombstone keeps an insert of the session that is repeated, or still under way, from bringing
+    it back; a deletion would not.
+    """
+    return {
+        "$set": {"expires_at": now + MARK_TIME, "ended": True},
+        "$unset": _all_but({"expires_at"}),
+    }
 
 
-def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {prefix + escape(key): value for key, value in values.items()}
+def tombstone(id_: str, now: datetime) -> bytes:
+    """Return the tombstone of a session that is still to be inserted."""
+    return bson.encode({"_id": id_, "v": PLAIN, "expires_at": now + MARK_TIME, "ended": True})
 
 
-def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
+def _all_but(kept: set[str]) -> dict[str, Any]:
+    return {name: 1 for name in _FIELDS if name not in kept}
+
+
+def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[str, Any]:
+    if seal is not None:
+        return {prefix + seal.name(key): seal.value(key, value) for key, value in values.items()}
+    # Most keys are identifiers; what is not may need escaping.
+    return {
+        prefix + (key if key.isidentifier() else escape(key)): value
+        for key, value in values.items()
+    }
+
+
+def unescaped(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return decoded values as an application stored them, by their keys."""
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
-    if not _NESTED.isdisjoint(map(type, stored.values())):
+    if not _UNLIKE_STORED.isdisjoint(map(type, stored.values())):
         stored = {
-            key: _unescaped_within(value) if type(value) in _NESTED else value
+            key: _unescaped_within(value) if type(value) in _UNLIKE_STORED else value
             for key, value in stored.items()
         }
     return stored
@@ -323,47 +421,127 @@ def _unescaped(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _unescaped_within(value: Any) -> Any:
     if isinstance(value, dict):
-        return _unescaped(value)
-    if isinstance(value, list) and not _NESTED.isdisjoint(map(type, value)):
+        return unescaped(value)
+    if isinstance(value, list):
+        if _UNLIKE_STORED.isdisjoint(map(type, value)):
+            return value
         return [_unescaped_within(item) for item in value]
-    return value
+    return int(value) if type(value) is Int64 else value
 
 
-def _form(value: Any, path: _Path, depth: int) -> Any:
-    kind = type(value)
-    if kind in _AS_THEY_ARE:
-        return value
-    if isinstance(value, str):
-        _check_text(value, path)
-        return value
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
-        return value
-    if isinstance(value, dict | list | tuple):
-        if depth > MAX_DEPTH:
+class _Walk:
+    """A walk through a value that is to be stored.
+
+    A list or dict that stands in several places is walked through once, and counted each time: a
+    value that shares itself at each of 60 levels would be 2**60 long.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._known: dict[int, tuple[Any, int] | None] = {}
+        """The stored form and the least size of each list or dict; None while the walk is in it."""
+
+    def form(self, value: Any, path: _Path, depth: int) -> Any:
+        kind = type(value)
+        if kind in _AS_THEY_ARE:
+            return value
+        if isinstance(value, str):
+            if not value.isascii():
+                _check_text(value, path)
+            return value
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
+            return value
+        if isinstance(value, dict | list | tuple):
+            return self._container(value, path, depth)
+        if isinstance(value, _MAY_BE_UNREADABLE):
+            _check_readable(value, path)
+            return value
+        if isinstance(value, _SCALAR):
+            return value
+        if _is_lazy_text(value):
+            return self.form(str(value), path, depth)
+        raise SessionDataError(
+            f"{_shown(path)}: a session cannot hold a {kind.__name__}; {_instead_of(value)}"
+        )
+
+    def _container(self, value: Any, path: _Path, depth: int) -> Any:
+        before, found = self._size, self._known.get(id(value), self)
+        if found is None or depth > MAX_DEPTH:
             raise SessionDataError(
-                f"{_shown(path)}: this {kind.__name__} is nested in itself or more than "
+                f"{_shown(path)}: this {type(value).__name__} is nested in itself or more than "
                 f"{MAX_DEPTH} levels deep"
             )
-        if isinstance(value, dict):
-            return _form_of_dict(value, path, depth)
-        return [_form(item, (path, index), depth + 1) for index, item in enumerate(list(value))]
-    if isinstance(value, _SCALAR):
-        return value
-    raise SessionDataError(
-        f"{_shown(path)}: a session cannot hold a {kind.__name__}; it holds None, bool, int, "
-        "float, str, bytes, datetime, UUID, list, dict and the types of the bson package"
+        if isinstance(found, tuple):
+            stored, size = found
+            self._size += size
+        else:
+            self._known[id(value)] = None
+            self._size += 5 + 3 * len(value)
+            stored = self._items(value, path, depth)
+            self._known[id(value)] = stored, self._size - before
+        if self._size > MAX_SIZE:
+            raise too_large(f"{_shown(path)}: a value that has so many parts")
+        return stored
+
+    def _items(self, value: Any, path: _Path, depth: int) -> Any:
+        if not isinstance(value, dict):
+            items = enumerate(list(value))
+            return [
+                item if type(item) in _AS_THEY_ARE else self.form(item, (path, index), depth + 1)
+                for index, item in items
+            ]
+        stored = {}
+        for key, item in list(value.items()):
+            place = (path, key)
+            if not (type(key) is str and key.isidentifier() and key.isascii()):
+                _check_key(key, place)
+                key = escape(key)
+            stored[key] = item if type(item) in _AS_THEY_ARE else self.form(item, place, depth + 1)
+        return stored
+
+
+def _is_lazy_text(value: Any) -> bool:
+    """Say whether an object stands for a text, such as a lazy translation.
+
+    Lazy texts (of Babel, Django, speaklater, Werkzeug) have no type in common, but each has the
+    methods of a str. An object with attributes of any name, such as a mock, is no text.
+    """
+    is_class = isinstance(value, type)
+    return hasattr(value, "casefold") and not hasattr(value, "casefold_") and not is_class
+
+
+def _check_readable(value: Any, path: _Path) -> None:
+    try:
+        bson.decode(bson.encode({"": value}, codec_options=CODEC), CODEC)
+    except _REFUSALS as error:
+        raise SessionDataError(
+            f"{_shown(path)}: this {type(value).__name__} could be stored but not read again"
+        ) from error
+
+
+_INSTEAD = (
+    ((set, frozenset), "give a list of its items"),
+    ((date, time), "give a datetime, or the text of isoformat()"),
+    ((timedelta,), "give its seconds, as total_seconds() returns them"),
+    ((Decimal,), "give a bson.Decimal128, or a str"),
+    ((Enum,), "give its value"),
+    ((PurePath,), "give a str"),
+    ((bytearray, memoryview), "give bytes"),
+    ((complex, Fraction), "give a str, or two numbers"),
+)
+"""What to store in place of values that people try to store."""
+
+
+def _instead_of(value: Any) -> str:
+    for kinds, remedy in _INSTEAD:
+        if isinstance(value, kinds):
+            return remedy
+    return (
+        "it holds None, bool, int, float, str, bytes, datetime, UUID, list, dict and the types of "
+        "the bson package"
     )
-
-
-def _form_of_dict(value: dict[Any, Any], path: _Path, depth: int) -> dict[str, Any]:
-    stored = {}
-    for key, item in list(value.items()):
-        place = (path, key)
-        _check_key(key, place)
-        stored[escape(key)] = _form(item, place, depth + 1)
-    return stored
 
 
 def _culprit(path: _Path, stored: Any) -> tuple[_Path, Any]:

@@ -2,22 +2,88 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
-from .caching import Headers, keep_cookie_private, vary_on_cookie
-from .cookie import CookiePolicy
-from .errors import warn
-from .session import State
-from .store import Outcome, Store
+from .cookie import Cookie, CookiePolicy
+from .errors import StoreError, warn
+from .headers import Headers, keep_cookie_private, make_private, vary_on_cookie
+from .session import Session, visit_of
+from .settings import Settings
+from .store import MongoStore, Store
+from .times import Times
+from .visit import Failure, Nothing, Outcome, State
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+KEY = "mongosession"
+"""Where an application finds its session in the `environ`."""
+EXCHANGE = "mongosession_wsgi.exchange"
 
 UNAVAILABLE = "The session store is unavailable. Please try again in a moment."
 """What a visitor is told whose session could be neither loaded nor stored, with a 503."""
 RETRY_AFTER = 5
-"""The seconds after which he is to try again."""
+"""The seconds after which they are to try again."""
+REFUSAL = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store", "Vary": "Cookie"}
+"""The headers of that 503, whoever makes the page."""
+
+
+class Exchanges:
+    """Make the exchange of each request: the one place where settings, cookie and store meet.
+
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; `store` replaces the one
+    that is made of them. Raises `SettingsError`, and `TypeError` for what is no store.
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
+        self.settings, self.store = beside(Settings.parse(settings), store)
+        self.cookies = CookiePolicy(self.settings)
+        times = Times.of(self.settings)
+        if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
+            self.store.follow(lambda: times)
+        self.open: Callable[[WSGIEnvironment], Exchange] = partial(
+            Exchange, self.store, self.cookies, times=times
+        )
+        """Return the exchange of the request with this environ; do no I/O."""
+
+
+def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
+    """Return a store, and the settings with the times that hold beside it.
+
+    Where the settings say nothing of a time, that of a given store counts. Raises `TypeError` for
+    what is no store.
+    """
+    if store is None:
+        return settings, MongoStore(settings)
+    if isinstance(store, type) or not hasattr(store, "flush"):
+        name = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
+        raise TypeError(f"store must be a store, such as MongoStore(settings), not {name}")
+    others: Settings | None = getattr(store, "settings", None)
+    if others is not None:
+        times = {
+            name: getattr(others, name)
+            for name in ("max_age", "remember", "lifetime")
+            if getattr(settings, name) == getattr(_UNSAID, name)
+        }
+        settings = replace(settings, **times)
+    return settings, store
+
+
+_UNSAID = Settings()
+"""The settings of a mapping that says nothing."""
+
+
+def session_around(environ: WSGIEnvironment) -> Session | None:
+    """Return the session of a middleware of ours that is around this call.
+
+    An earlier pass of the same environ may have left its session there; that one is over.
+    """
+    exchange = environ.get(EXCHANGE)
+    return exchange.session if exchange is not None and exchange.is_running else None
 
 
 class Exchange:
@@ -30,23 +96,37 @@ class Exchange:
     """
 
     __slots__ = (
+        "_begins",
         "_committed",
         "_cookies",
         "_environ",
         "_set_cookie",
         "_store",
         "cookie",
+        "is_running",
         "session",
+        "visit",
     )
 
-    def __init__(self, store: Store, cookies: CookiePolicy, environ: WSGIEnvironment) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cookies: CookiePolicy,
+        environ: WSGIEnvironment,
+        times: Times | None = None,
+    ) -> None:
         self._store = store
         self._cookies = cookies
         self._environ = environ
-        self._committed = False
+        self._committed = self._begins = False
         self._set_cookie: str | None = None
+        # Whether the application is at work just now, so that this call is around another one.
+        self.is_running = False
         self.cookie = cookies.cookie_for(environ)
-        self.session = store.open(self.cookie.read(environ))
+        self.session = store.open(self.cookie.read(environ), times)
+        self.visit = visit_of(self.session)
+        # Where an application looks, and where other parts of ours do.
+        environ[KEY], environ[EXCHANGE] = self.session, self
 
     def commit(self, status: str) -> None:
         """Store the session, before the first header of a response with this status goes out.
@@ -55,46 +135,62 @@ class Exchange:
         place of one that was committed, the session stays as it is. Raises `StoreError`, also where
         the framework has caught one and made a 500 of it, and `SessionDataError`.
         """
-        session = self.session
-        if session.state is State.UNTOUCHED or self._committed:
+        visit = self.visit
+        if visit.state is State.UNTOUCHED or self._committed:
             return
-        if status.startswith("500") and session.failure is not None:
-            raise session.failure
+        if status.startswith("500") and type(visit.known) is Failure:
+            raise visit.known.error
         if status.startswith("5"):
-            session.discard()
-        self._set_cookie = self.cookie_after(self._store.flush(session))
+            visit.discard()
+        try:
+            outcome = self._store.flush(self.session)
+        except StoreError:
+            visit.state = State.ENDED  # What failed is not tried again in this request.
+            raise
+        self._begins = outcome is Outcome.CREATED
+        if outcome is not Outcome.ENDED:
+            self._set_cookie = self.cookie_after(outcome)
         self._committed = True
 
     def headers(self, headers: Headers) -> Headers:
         """Return the application's headers and ours, in a list of its own."""
         headers = list(headers)
-        if self.session.state is not State.UNTOUCHED:
+        if self.visit.state is not State.UNTOUCHED:
             vary_on_cookie(headers)
         if self._set_cookie is not None:
-            keep_cookie_private(headers)
+            if self._begins:
+                make_private(headers)
+            else:
+                keep_cookie_private(headers)
             headers.append(("Set-Cookie", self._set_cookie))
         return headers
 
     def abandon(self) -> None:
         """Give up a request that failed before its commit; only `destroy()` is carried out."""
-        if self.session.state is State.DESTROYED:
+        if self.visit.state is State.DESTROYED and type(self.visit.known) is not Failure:
             self._store.destroy(self.session)
+
+    def discard(self) -> None:
+        """Give up what was done since the commit, because the response has failed too."""
+        self.visit.discard()
 
     def close(self) -> None:
         """Write what was changed after the commit, if the browser has a cookie for it."""
-        session = self.session
-        if session.state is State.DESTROYED:
-            session.discard()
-            self._store.flush(session)
-        elif session.state is State.REGENERATED:
+        visit = self.visit
+        if visit.state is State.DESTROYED:
+            visit.discard()
+            self._store.flush(self.session)
+        elif visit.state is State.REGENERATED:
             warn(
                 "A session was logged in or regenerated after its response had begun. This and "
                 "what else was changed since is lost, because the browser can get no new token."
             )
-        elif session.state is State.OPEN and session.changes().any:
-            if session.id is not None:
-                self._store.flush(session)
-            elif session.state is State.OPEN:
+        elif visit.state is State.OPEN and visit.has_changes:
+            if visit.record is None:
+                visit.look()
+            if visit.record is not None:
+                self._store.flush(self.session)
+            elif type(visit.known) is Nothing:
                 warn(
                     "A session was first filled after its response had begun. It is not stored, "
                     "because the browser can get no cookie; fill it before the first item."
@@ -102,10 +198,19 @@ class Exchange:
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header that the browser needs now, if any."""
-        token = self.session.claim
+        if outcome is Outcome.KEPT:
+            return None
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
-        renewed = outcome is Outcome.RENEWED and self.cookie.max_age is not None
-        if token is not None and (renewed or outcome is Outcome.CREATED):
-            return self._cookies.issue(self.cookie, token, self._environ)
-        return None
+        cookie = self.cookie
+        if self.visit.kind is True:  # Remembered: this cookie outlives the browser in any case.
+            cookie = _lasting(cookie, self.visit.times.remember)
+        if outcome is Outcome.RENEWED and cookie.max_age is None:
+            return None
+        return self._cookies.issue(cookie, self.visit.token, self._environ)
+
+
+@lru_cache(maxsize=256)
+def _lasting(cookie: Cookie, max_age: timedelta) -> Cookie:
+    """Return a cookie that outlives the browser; cached, because a copy takes microseconds."""
+    return replace(cookie, max_age=max_age)

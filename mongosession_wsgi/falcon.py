@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from falcon import HTTPServiceUnavailable, Request, Response, code_to_http_status
 from werkzeug.wsgi import ClosingIterator
 
-from .cookie import CookiePolicy
 from .errors import SettingsError, StoreError, logger
-from .exchange import RETRY_AFTER, UNAVAILABLE, Exchange
-from .middleware import KEY
-from .session import Session
+from .exchange import (
+    KEY,
+    RETRY_AFTER,
+    UNAVAILABLE,
+    Exchange,
+    Exchanges,
+    session_around,
+)
 from .settings import Settings
-from .store import MongoStore, Store
+from .store import Store
 
 
 class SessionComponent:
@@ -31,22 +34,18 @@ class SessionComponent:
         self, settings: Mapping[str, Any] | Settings | None = None, *, store: Store | None = None
     ) -> None:
         self._key = f"mongosession.falcon.{id(self)}"
-        self._exchange_of: partial[Exchange] | None = None
-        if settings is not None:
-            parsed = Settings.parse(settings)
-            store = MongoStore(parsed) if store is None else store
-            self._exchange_of = partial(Exchange, store, CookiePolicy(parsed))
+        self._exchanges = None if settings is None else Exchanges(settings, store)
 
     def process_request(self, req: Request, resp: Response) -> None:  # noqa: ARG002
         """Open the session, without loading it."""
-        if not isinstance(req.env.get(KEY), Session):
-            if self._exchange_of is None:
+        if session_around(req.env) is None:
+            if self._exchanges is None:
                 raise SettingsError(
                     "mongodb_session_db: missing; give SessionComponent the settings, or put a "
                     "SessionMiddleware around the application"
                 )
-            exchange = req.env[self._key] = self._exchange_of(req.env)
-            req.env[KEY] = exchange.session
+            exchange = req.env[self._key] = self._exchanges.open(req.env)
+            exchange.is_running = True
         req.context.session = req.env[KEY]
 
     def process_response(
@@ -64,6 +63,7 @@ class SessionComponent:
         exchange = req.env.get(self._key)
         if exchange is None:  # A component before this one has failed, or a middleware commits.
             return
+        exchange.is_running = False
         try:
             resp.render_body()  # Media that cannot be serialized are to fail before the commit.
             exchange.commit(code_to_http_status(resp.status))

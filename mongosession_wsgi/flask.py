@@ -2,148 +2,148 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any
+from threading import Lock
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
-from flask import Flask, Request, Response, request
+import flask
+from flask import Flask, Request, Response, g
 from flask.sessions import SessionInterface, SessionMixin
-from flask.signals import got_request_exception, request_tearing_down
-from werkzeug.exceptions import ServiceUnavailable
 
-from .cookie import CookiePolicy
-from .errors import StoreError
-from .exchange import RETRY_AFTER, Exchange
-from .middleware import KEY
-from .session import Session, State
-from .settings import LONGEST_COOKIE, Settings
-from .store import MongoStore, Outcome, Store
+from . import exchange as _exchange
+from ._flask import SESSION, Exchanges, FlaskExchange, abandon, refuse
+from .exchange import session_around
+from .session import Session, visit_of
+from .store import Store
+from .visit import State, Visit
 
-_KEY = "mongosession.flask"
-_OURS = {field.metadata["key"] for field in fields(Settings) if field.metadata}
+_PERMANENT = "_permanent"
 
 
-class _Exchange(Exchange):
-    """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
-
-    def cookie_after(self, outcome: Outcome) -> str | None:
-        if not (self.session.loaded and self.session.get("_permanent")):
-            self.cookie = replace(self.cookie, max_age=None)
-        elif outcome is Outcome.KEPT and self.session.state is State.OPEN:
-            outcome = Outcome.RENEWED  # Flask sends it with every response.
-        return super().cookie_after(outcome)
+def _fact(compute: Callable[[Visit], bool]) -> Any:
+    """Return a property for a flag of Flask that is computed; an assigned value is not needed."""
+    return property(lambda self: compute(visit_of(self)), lambda *_: None)
 
 
-def _fact(compute: Callable[[Session], bool]) -> Any:
-    """Return a property for what Flask has a flag for; what is assigned to it is not needed."""
-    return property(lambda self: compute(self.data), lambda *_: None)
+class MongoSession(Session, SessionMixin):  # type: ignore[override]
+    """The session of a request as Flask knows it, with every member of `Session`."""
 
+    accessed: bool = _fact(lambda visit: visit.state is not State.UNTOUCHED)
+    modified: bool = _fact(lambda visit: visit.was_changed)
+    exchange: FlaskExchange | None = None
+    _is_to_last = False  # Whether the application has made it permanent in this request.
 
-class MongoSession(UserDict[str, Any], SessionMixin):
-    """The session of a request as Flask knows it. Every member of `Session` is one of it too."""
+    @property
+    def permanent(self) -> bool:
+        """Whether the cookie outlives the browser; the session is remembered, in our words."""
+        return self.remembered or bool(self.get(_PERMANENT))
 
-    data: Session  # type: ignore[assignment]
-    new = _fact(lambda session: session.new)
-    accessed = _fact(lambda session: session.state is not State.UNTOUCHED)
-    modified = _fact(lambda session: session.state is State.REGENERATED or session.changes().any)
-    copy = Session.copy  # type: ignore[assignment]
-
-    def __init__(self, session: Session, exchange: _Exchange | None) -> None:
-        self.data = session
-        self.exchange = exchange
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
+    @permanent.setter
+    def permanent(self, value: bool) -> None:
+        self[_PERMANENT] = bool(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "_permanent":
-            self.data.load()  # It decides on the cookie; and what is stored is not stored again.
-        self.data[key] = value
+        super().__setitem__(key, value)
+        if key == _PERMANENT:
+            self._remember(bool(value))
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        if key == _PERMANENT:
+            self._remember(False)
+
+    def _remember(self, remember: bool) -> None:
+        self._is_to_last, visit = remember, self._visit
+        if visit.login is None:
+            visit.idle_as(remember or None)
+        else:
+            visit.login = visit.login._replace(remember=remember or None)
+
+    def login(self, owner: str, *, remember: bool = False, label: str | None = None) -> None:
+        """Log in as `Session.login` does; a session that is remembered is a permanent one."""
+        remember = remember or self._is_to_last
+        super().login(owner, remember=remember, label=label)
+        if remember:
+            super().__setitem__(_PERMANENT, True)
+        if g and self._visit.secrets:  # Flask-WTF keeps a copy of its token there.
+            g.pop(self._visit.secrets[0], None)
 
     def clear(self) -> None:
         """End the session, as a logout does; what is set afterwards starts a new one."""
-        self.data.destroy()
+        self.destroy()
+
+
+session = cast("MongoSession", flask.session)
+"""Flask's `session`, as type checkers are to see it."""
 
 
 class MongoSessionInterface(SessionInterface):
     """Give `flask.session` the behaviour that Flask promises, and keep it in MongoDB.
 
     `settings` is the flat mapping of `mongodb_*` and `session_*` keys; without it they are those
-    of `app.config`, in upper case. Flask's own settings of the cookie count where these say
-    nothing. `store` replaces the one that is made of them. Raises `SettingsError`.
+    of `app.config`, in upper case. Flask's own settings, and the hooks of this class, count where
+    these say nothing. `store` replaces the one that is made of them. Raises `SettingsError`.
     """
+
+    session_class = MongoSession
 
     def __init__(
         self, settings: Mapping[str, Any] | None = None, *, store: Store | None = None
     ) -> None:
+        if isinstance(settings, Flask):
+            raise TypeError(
+                "settings must be a mapping, not an application; if the settings are in "
+                "app.config, write MongoSessionInterface().init_app(app)"
+            )
+        if settings is not None or store is not None:
+            _exchange.Exchanges(settings or {}, store)  # To fail now, not at the first request.
         self._settings, self._store = settings, store
-        self._parts: tuple[Store, CookiePolicy] | None = None
-        if settings is not None:
-            self._made_of(settings)  # To fail now, and not at the first request.
+        self._exchanges: WeakKeyDictionary[Flask, Exchanges] = WeakKeyDictionary()
+        self._lock = Lock()
 
-    def open_session(self, app: Flask, request: Request) -> MongoSession:
+    def init_app(self, app: Flask) -> None:
+        """Be the interface of `app`; raises `SettingsError` now, not at the first request."""
+        app.session_interface = self
+        self._exchanges_of(app)
+
+    def open_session(self, app: Flask, request: Request | None = None) -> MongoSession:
         """Return the session of `request`, not loaded; do no I/O."""
-        session, exchange = request.environ.get(KEY), None
-        if not isinstance(session, Session):  # An outer middleware of ours has not put it there.
-            self._parts = self._parts or self._made_of(self._settings_of(app))
-            exchange = _Exchange(*self._parts, request.environ)
+        if request is None:  # Called on the class.
+            raise TypeError("app.session_interface: must be MongoSessionInterface(), not the class")
+        session, exchange = session_around(request.environ), None
+        if session is None:  # No middleware of ours is around the application.
+            exchange = FlaskExchange(self._exchanges_of(app), request.environ)
             session = exchange.session
-        request.environ[_KEY] = opened = MongoSession(session, exchange)
+        opened = request.__dict__[SESSION] = self.session_class(visit_of(session))
+        opened.exchange = exchange
+        # Neither the token of Flask-WTF nor the idle time is handed on by a login.
+        visit_of(opened).secrets = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"), _PERMANENT
         return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Store the session before `response` goes out; raises `StoreError`, for Flask to log."""
-        exchange: _Exchange | None = session.exchange
+        exchange: FlaskExchange | None = session.exchange
         if exchange is None:
             return
-        if session.data is exchange.session:
-            exchange.commit(response.status)
+        status = response.status
+        if visit_of(session) is not exchange.visit:  # It was raised, and this is Flask's 500.
+            refuse(app, response)
+        elif exchange.is_taken_over(status):
+            exchange.close()
+        else:
+            exchange.commit(status)
             response.call_on_close(exchange.close)
-        else:  # It was raised, and this is the 500 that Flask has made of it.
-            _refuse(app, response)
-        response.headers[:] = exchange.headers(list(response.headers))
+        if exchange.visit.state is not State.UNTOUCHED:
+            exchange.add_headers(response)
 
-    def _settings_of(self, app: Flask) -> dict[str, Any]:
-        name = self.get_cookie_name(app)
-        flasks = {
-            "session_name": None if name == app.default_config["SESSION_COOKIE_NAME"] else name,
-            "session_secure": self.get_cookie_secure(app) or None,
-            "session_is_http_only": self.get_cookie_httponly(app),
-            "session_same_site": self.get_cookie_samesite(app),
-            "session_domain": self.get_cookie_domain(app),
-            "session_path": self.get_cookie_path(app),
-            "session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED"),
-            "session_expires": min(app.permanent_session_lifetime, LONGEST_COOKIE),
-        }
-        config = {key.lower(): value for key, value in app.config.items() if key.isupper()}
-        ours = {key: config[key] for key in config if key.startswith("mongodb_") or key in _OURS}
-        return {**flasks, **(self._settings or ours)}
-
-    def _made_of(self, settings: Mapping[str, Any]) -> tuple[Store, CookiePolicy]:
-        parsed = Settings.parse(settings)
-        return self._store or MongoStore(parsed), CookiePolicy(parsed)
-
-
-def _refuse(app: Flask, response: Response) -> None:
-    """Make a 503 of the page of an error; the application's page, if it has one for that."""
-    page = app.make_response(app.handle_http_exception(ServiceUnavailable()))
-    response.status_code, response.response = 503, page.response
-    response.headers.update(page.headers)
-    response.headers.update({"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"})
-
-
-@got_request_exception.connect
-def _give_up(_: Flask, exception: BaseException) -> None:
-    """Have the page of an error, and the hooks after it, find a session that does not fail."""
-    session = request.environ.get(_KEY)
-    if session is not None and (session.failure or isinstance(exception, StoreError)):
-        session.data = Session(None, lambda _: None)
-        del request.environ[_KEY]
-
-
-@request_tearing_down.connect
-def _abandon(_: Flask, exc: BaseException | None) -> None:
-    session = request.environ.get(_KEY)
-    if exc is not None and session is not None and session.exchange:
-        session.exchange.abandon()
+    def _exchanges_of(self, app: Flask) -> Exchanges:
+        found = self._exchanges.get(app)
+        if found is None:
+            with self._lock:
+                found = self._exchanges.get(app)
+                if found is None:
+                    found = Exchanges(self, app, self._settings, self._store)
+                    self._exchanges[app] = found
+                    app.teardown_request_funcs.setdefault(None, []).insert(0, abandon)
+        return found

@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .caching import Headers
-from .cookie import CookiePolicy
 from .errors import StoreError, logger
-from .exchange import RETRY_AFTER, UNAVAILABLE, Exchange
-from .session import Session
+from .exchange import EXCHANGE, REFUSAL, UNAVAILABLE, Exchange, Exchanges, session_around
+from .headers import Headers
 from .settings import Settings
-from .store import MongoStore, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-KEY = "mongosession"
-"""Where an application finds its session in the `environ`."""
 
-_UNAVAILABLE_HEADERS = [
-    ("Content-Type", "text/plain; charset=utf-8"),
-    ("Retry-After", f"{RETRY_AFTER}"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Cookie"),
-]
+T = TypeVar("T")
+
+_SOCKET = "wsgi.websocket"
+"""The key of the environ of a socket that an application may take over."""
+_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
 
 class SessionMiddleware:
@@ -44,36 +39,40 @@ class SessionMiddleware:
         *,
         store: Store | None = None,
     ) -> None:
-        parsed = Settings.parse(settings)
         self._app = app
-        self._cookies = CookiePolicy(parsed)
-        self._store: Store = MongoStore(parsed) if store is None else store
+        self._exchanges = Exchanges(settings, store)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if KEY in environ and isinstance(environ[KEY], Session):  # By an outer one of ours.
-            return self._app(environ, start_response)
-        exchange = Exchange(self._store, self._cookies, environ)
-        environ[KEY] = exchange.session
+        if EXCHANGE in environ and session_around(environ) is not None:
+            return self._app(environ, start_response)  # An outer one of ours commits.
+        exchange = self._exchanges.open(environ)
         response = _Response(exchange, environ, start_response)
+        exchange.is_running = True
         try:
             response.body = body = self._app(environ, response.start)
-            if response.started and _is_whole(body, environ):
+            if response.held is not None and (type(body) is list or _is_whole(body, environ)):
                 response.commit()
                 return body
             return response
         except StoreError as error:
             with closing(response):
                 return [response.refuse(error)]
+        except StopIteration:  # The way of a WebSocket's handler to end what it took over.
+            response.leave()
+            raise
         except BaseException:
             with closing(response):
                 response.abandon()
                 raise
+        finally:
+            exchange.is_running = False
 
 
 class _Phase(Enum):
     HELD = "the server has not heard of the response yet"
     COMMITTED = "the session is stored, and the server has the headers"
     ABANDONED = "the request failed; nothing is to be stored any more"
+    LEFT = "the application took the socket over, and answers by itself"
 
 
 class _Response:
@@ -82,11 +81,11 @@ class _Response:
     __slots__ = (
         "_environ",
         "_exchange",
-        "_held",
         "_phase",
         "_start_response",
         "_write",
         "body",
+        "held",
     )
 
     def __init__(
@@ -96,13 +95,10 @@ class _Response:
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
-        self._held: tuple[str, Headers] | None = None
+        # The status and the headers that the application has started with.
+        self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
-
-    @property
-    def started(self) -> bool:
-        return self._held is not None
 
     def start(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
@@ -110,23 +106,37 @@ class _Response:
         """Be the application's `start_response` (PEP 3333): hold back what the server is to get."""
         if self._phase is _Phase.COMMITTED:
             return self._start_response(status, self._exchange.headers(headers), exc_info)
-        if self._held is not None and exc_info is None:
+        if self.held is not None and exc_info is None:
             raise AssertionError("start_response was called again without exc_info (PEP 3333)")
-        self._held = status, list(headers)
+        self.held = status, list(headers)
         return self.write
 
     def write(self, data: bytes) -> None:
         self.commit()
         self._write(data)
 
+    def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call the application, which may call another middleware of ours within."""
+        self._exchange.is_running = True
+        try:
+            return call(*arguments)
+        finally:
+            self._exchange.is_running = False
+
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for item in self.body:
+            items = self.run(iter, self.body)
+            while (item := self.run(next, items, None)) is not None:
                 self.commit()
                 yield item
-            self.commit()
+            if self.held is None and _SOCKET in self._environ:
+                self.leave()
+            else:
+                self.commit()
         except StoreError as error:
             yield self.refuse(error)
+        except GeneratorExit:
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -135,37 +145,45 @@ class _Response:
         close, self.body = getattr(self.body, "close", None), ()
         try:
             if close is not None:
-                close()
+                self.run(close)
         finally:
             if self._phase is _Phase.COMMITTED:
                 self._exchange.close()
-            else:
+            elif self._phase is _Phase.HELD:
                 self.abandon()
 
     def commit(self) -> None:
         """Store the session, then hand the headers to the server: once, and in this order."""
         if self._phase is _Phase.COMMITTED:
             return
-        if self._held is None:
+        if self.held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
-        status, headers = self._held
+        status, headers = self.held
         self._exchange.commit(status)
         self._phase = _Phase.COMMITTED
         self._write = self._start_response(status, self._exchange.headers(headers))
 
+    def leave(self) -> None:
+        """Store what was set on a live session by who answered on the socket itself."""
+        if self._phase is _Phase.HELD:
+            self._phase = _Phase.LEFT
+            self._exchange.close()
+
     def abandon(self) -> None:
-        """Give up a request that failed before its commit; only `destroy()` is carried out."""
+        """Give up what a failed request did, or did since its commit; but carry out `destroy()`."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.ABANDONED
             self._exchange.abandon()
+        elif self._phase is _Phase.COMMITTED:
+            self._exchange.discard()
 
     def refuse(self, error: StoreError) -> bytes:
         """Answer 503 for a request whose session could not be loaded or stored; return the body."""
+        self.abandon()
         if self._phase is _Phase.COMMITTED:
             raise error
-        self._phase = _Phase.ABANDONED
         logger.error("Answered 503: %s", error, exc_info=error)
-        self._start_response("503 Service Unavailable", list(_UNAVAILABLE_HEADERS))
+        self._start_response("503 Service Unavailable", [*_TEXT, *REFUSAL.items()])
         return b"" if self._environ["REQUEST_METHOD"] == "HEAD" else f"{UNAVAILABLE}\n".encode()
 
 

@@ -20,18 +20,17 @@ from pyramid.request import Request
 from pyramid.response import Response
 from zope.interface import implementer
 
-from .cookie import CookiePolicy
-from .exchange import Exchange
-from .middleware import KEY, SessionMiddleware
-from .session import Session
-from .settings import Settings
-from .store import MongoStore, Store
+from .exchange import KEY, Exchanges, session_around
+from .middleware import SessionMiddleware
+from .session import Session, visit_of
+from .store import Store
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _STORE = "mongosession_wsgi.store"
-_EXCHANGE = "mongosession_wsgi.exchange"
+_EXCHANGE = "mongosession_wsgi.exchanges"
+_CSRF = "_csrft_"
 
 
 @implementer(ISession)
@@ -81,12 +80,12 @@ class MongoSession(UserDict[str, Any]):
 
     def new_csrf_token(self) -> str:
         """Set a new CSRF token, and return it."""
-        token = self.data["_csrft_"] = token_hex(20)
+        token = self.data[_CSRF] = token_hex(20)
         return token
 
     def get_csrf_token(self) -> str:
         """Return the CSRF token; make one if there is none."""
-        return self.data.get("_csrft_") or self.new_csrf_token()
+        return self.data.get(_CSRF) or self.new_csrf_token()
 
 
 def includeme(config: Configurator) -> None:
@@ -115,27 +114,30 @@ def _install(event: ApplicationCreated) -> None:
     response that goes out.
     """
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
-    settings = Settings.parse(registry.settings)
-    store = registry[_STORE] if _STORE in registry else MongoStore(settings)
-    registry[_EXCHANGE] = partial(Exchange, store, CookiePolicy(settings))
+    store = registry.get(_STORE)
+    exchanges = registry[_EXCHANGE] = Exchanges(registry.settings, store)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response: WSGIApplication = respond(environ, router)
         return response(environ, start_response)
 
-    middleware = SessionMiddleware(app, settings, store=store)
+    middleware = SessionMiddleware(app, exchanges.settings, store=exchanges.store)
     router.execution_policy = lambda *_: middleware
 
 
 def _session_of(request: Request) -> MongoSession:
-    session = request.environ.get(KEY)
-    if isinstance(session, Session):
+    session = session_around(request.environ)
+    if session is not None:
+        visit_of(session).secrets = (_CSRF,)
         return MongoSession(session)
     # A subrequest with an environ, and so cookies, of its own.
-    exchange: Exchange = request.registry[_EXCHANGE](request.environ)
-    request.environ[KEY] = exchange.session
+    exchanges: Exchanges = request.registry[_EXCHANGE]
+    exchange = exchanges.open(request.environ)
+    exchange.is_running = True
+    exchange.visit.secrets = (_CSRF,)
 
     def commit(_: Request, response: Response) -> None:
+        exchange.is_running = False
         exchange.commit(response.status)
         response.headerlist = exchange.headers(response.headerlist)
 
@@ -146,5 +148,4 @@ def _session_of(request: Request) -> MongoSession:
 
 
 def _forget_attempt(event: Any) -> None:
-    session: Session = event.environ[KEY]
-    session.restart()
+    visit_of(event.environ[KEY]).restart()

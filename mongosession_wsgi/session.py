@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from copy import deepcopy
 from datetime import datetime
-from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 from . import document
-from .document import Changes, Mark, Record
-from .errors import SessionDataError, StoreError
+from .document import Record
+from .errors import SessionDataError
+from .visit import Login, Nothing, State, Visit
 
-_UNCHANGED = Changes({}, frozenset(), False, {})
-
-
-class State(Enum):
-    """What happened to a session in its request."""
-
-    UNTOUCHED = "the application has not looked at it"
-    OPEN = "read or changed; which of the two, a comparison with what was loaded tells"
-    REGENERATED = "it gets a new token at the commit"
-    DESTROYED = "it ends at the commit; what is set since starts a new one"
-    ENDED = "over: nothing of it is written any more"
+_LONGEST_LABEL = 200
 
 
 class Session(MutableMapping[str, Any]):
@@ -34,103 +26,65 @@ class Session(MutableMapping[str, Any]):
     Every use may raise `StoreError`, if it is the first that needs the database.
     """
 
-    __slots__ = (
-        "_base",
-        "_came",
-        "_came_with",
-        "_data",
-        "_load",
-        "_prints",
-        "_replaces",
-        "_until",
-        "claim",
-        "failure",
-        "loaded",
-        "login_owner",
-        "mark",
-        "record",
-        "state",
-    )
+    __slots__ = ("_visit",)
 
-    def __init__(self, token: str | None, load: Callable[[str], Record | Mark | None]) -> None:
-        # For the store. An application has the properties below instead.
-        self.state = State.UNTOUCHED
-        # The token that came with the request or was issued, unless it is known not to be live.
-        self.claim = self._came_with = token
-        # Whether the store was asked what it has of the session, or need not be; what it then had,
-        # and what it had in its place; and why it could not say, which is not tried again.
-        self.loaded = token is None
-        self.record: Record | None = None
-        self.mark: Mark | None = None
-        self.failure: StoreError | None = None
-        # Who logged in during this request.
-        self.login_owner: str | None = None
-
-        self._load = load
-        self._came = False
-        self._until: datetime | None = None
-        self._data: dict[str, Any] = {}
-        # What is known to be stored, and the bytes of those values of it that were handed out.
-        # It is the very dict of the data until that is changed.
-        self._base: dict[str, Any] = {}
-        self._prints: dict[str, bytes] = {}
-        self._replaces = False
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
 
     # The mapping.
 
     def __getitem__(self, key: str) -> Any:
-        self._touch()
-        if key not in self._data:
-            self._read()
-        value = self._data[key]
-        if type(value) not in document.IMMUTABLE and key not in self._prints:
-            self._take_print(key, value)
-        return value
+        draft = self._visit.draft
+        return (draft if key in draft.data else self._visit.read()).get(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._touch()
-        document.check(key, value)
-        self._unshare()
-        self._data[key] = value
+        self._visit.touch()
+        self._visit.draft.set(key, value)
 
     def __delitem__(self, key: str) -> None:
-        self._touch()
-        self._read()
-        self._unshare()
-        del self._data[key]
+        self._visit.read().delete(key)
 
     def __contains__(self, key: object) -> bool:
-        self._touch()
-        if key not in self._data:
-            self._read()
-        return key in self._data
+        self._visit.touch()
+        return key in self._visit.draft.data or self._visit.read().has(key)
 
     def __iter__(self) -> Iterator[str]:
-        self._touch()
-        self._read()
-        return iter(self._data)
+        return iter(self._visit.read().complete())
 
     def __len__(self) -> int:
-        self._touch()
-        self._read()
-        return len(self._data)
+        return len(self._visit.read().complete())
 
     def __ior__(self, other: Mapping[str, Any]) -> Session:
         self.update(other)
         return self
 
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return self.copy() | dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(other) | self.copy() if isinstance(other, Mapping) else NotImplemented
+
+    def __copy__(self) -> dict[str, Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(self.copy(), memo)
+
     def __repr__(self) -> str:
-        if not (self.loaded or self._replaces):
+        visit = self._visit
+        record, data = visit.record, sorted(visit.draft.data)
+        if record is None and not (visit.draft.replaces or type(visit.known) is Nothing):
             return "<Session, not loaded>"
-        return f"<Session {self.record.id if self.record else 'new'} with {sorted(self._data)}>"
+        return f"<Session {record.id if record else 'new'} with {data}>"
 
     def clear(self) -> None:
         """Remove every key; on a session that was not looked at, without reading it."""
-        self._touch()
-        if self.loaded:
-            self._data = {}
+        visit = self._visit
+        visit.touch()
+        if visit.came or type(visit.known) is Nothing:
+            visit.draft.clear()
         else:
-            self._wipe()
+            visit.draft.wipe()
 
     def copy(self) -> dict[str, Any]:
         """Return the session's data as a plain dict; the values are the session's own."""
@@ -140,43 +94,66 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def id(self) -> str | None:
-        """The public id, safe to log and to list; None until stored."""
-        record = self._identity()
-        return record.id if record else None
+        """The public id, safe to log and to list.
+
+        After `login()` or `regenerate()`, and in a new session once something is set, the id is
+        the one that the commit will store. None in a new session before.
+        """
+        token = self.token
+        return None if token is None else document.id_of(token)
 
     @property
     def token(self) -> str | None:
-        """The secret that opens this session, None until stored.
+        """The secret that opens this session, as `id`: from the commit on, if it is new.
 
-        For handing to a client by other means than the cookie; never log or store it.
+        For handing to a client by other means than the cookie, or for a CSRF token made of it;
+        never log or store it. If the commit stores nothing, because somebody has ended the session
+        first, the token never opens anything.
         """
-        return self.claim if self._identity() else None
+        visit = self._visit
+        record = None if visit.state is State.REGENERATED and visit.login else self._record()
+        if visit.will_be_new:
+            return str(visit.new_token)
+        return str(visit.token) if record else None
 
     @property
     def new(self) -> bool:
         """Whether no live session came with the request."""
-        self._identity()
-        return self.state is State.DESTROYED or not self._came
+        self._record()
+        return self._visit.state is State.DESTROYED or not self._visit.came
 
     @property
     def owner(self) -> str | None:
         """The application's name for who is logged in, or None."""
-        if self.login_owner is not None:
-            return self.login_owner
-        record = self._identity()
-        return record.owner if record else None
+        if self._visit.login is None:
+            self._record()
+        return self._visit.owner
 
     @property
     def created_at(self) -> datetime | None:
         """When the session was created or last logged in, in UTC; None while new."""
-        record = self._identity()
+        record = self._record()
         return record.created_at if record else None
 
     @property
     def expires_at(self) -> datetime | None:
         """When the session dies unless it is used before, in UTC; None while new."""
-        record = self._identity()
+        record = self._record()
         return record.expires_at if record else None
+
+    @property
+    def label(self) -> str | None:
+        """What the login said of the device, or None."""
+        login, record = self._visit.login, self._record()
+        if login is not None:
+            return login.label
+        return record.label if record else None
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the login asked to be remembered, so that the cookie outlives the browser."""
+        record = self._record()
+        return (record is not None or self._visit.login is not None) and self._visit.kind is True
 
     # What an application can make of it.
 
@@ -185,166 +162,47 @@ class Session(MutableMapping[str, Any]):
 
         Call it when privileges change, against session fixation (OWASP ASVS 5.0, 7.2.4).
         """
-        self._touch()
-        if self.state is State.OPEN:
-            self.state = State.REGENERATED
+        self._visit.regenerate()
 
-    def login(self, owner: str) -> None:
+    def login(self, owner: str, *, remember: bool = False, label: str | None = None) -> None:
         """Make this the session of `owner`, under a new token and with its lifetime restarted.
 
-        Data of another owner is dropped, that of an anonymous visitor is kept. Raises
-        `SessionDataError` if `owner` is no str.
+        Data of another owner is dropped; that of an anonymous visitor is kept, but for the CSRF
+        token of a framework. With `remember` the idle time is `session_remember`, and the cookie
+        outlives the browser. `label` says something of the device, in plain sight of the owner
+        and of the operator; it is cut after 200 characters.
+
+        Raises `SessionDataError` if `owner` is no str or empty, or `label` no str.
         """
-        if not isinstance(owner, str):
-            raise SessionDataError(f"owner: must be a str, not {type(owner).__name__}")
-        document.encode("owner", owner)
-        self._touch()
-        if self._data:
-            self._read()  # Whose the data is decides whether it stays.
-        if self._owner_so_far() not in (None, owner):
-            self._wipe()
-        self.login_owner = owner
-        self.regenerate()
+        self._visit.log_in(Login(_text("owner", owner), bool(remember) or None, _label(label)))
 
     def destroy(self) -> None:
         """End the session at the commit and forget its data.
 
         What is set afterwards in the same request starts a new session.
         """
-        self._touch()
-        if self.state is not State.ENDED:
-            self.state = State.DESTROYED
-            self.login_owner = None
-            self._wipe()
+        self._visit.destroy()
 
-    # What a store is told, and tells.
+    def _record(self) -> Record | None:
+        visit = self._visit
+        visit.touch()
+        if visit.state is not State.DESTROYED and visit.state is not State.ENDED:
+            visit.look()
+        return visit.record
 
-    def load(self) -> None:
-        """Ask the store what it has of the session, once."""
-        if self.loaded or self.claim is None:
-            return
-        if self.failure is not None:
-            raise self.failure
-        try:
-            found = self._load(self.claim)
-        except StoreError as error:
-            self.failure = error
-            raise
-        self.loaded = True
-        if isinstance(found, Record):
-            self.rebase(found)
-            return
-        self.claim = None  # Never adopted: what is set gets a token of ours.
-        if isinstance(found, Mark):
-            self.mark = found
-            self.end()
 
-    def rebase(self, record: Record) -> None:
-        """Take `record` for what is stored, and this request's changes for changes of it."""
-        if self.login_owner is None and not (self._data or self._base or self._replaces):
-            self.record, self._came, self.loaded = record, True, True
-            self._base = self._data = record.data
-            return
-        changes = self.changes()
-        self._replaces = changes.replaces or (
-            self.login_owner is not None and record.owner not in (None, self.login_owner)
-        )
-        self.record = record
-        self._came = self.loaded = True
-        # Where nobody else changed a value, the object stays that the application has in hand.
-        held = {
-            key: self._data[key]
-            for key, known in self._prints.items()
-            if key in self._data
-            and key not in changes.assigned
-            and key in record.data
-            and document.encode(key, record.data[key]) == known
-        }
-        assigned = {key: self._data[key] for key in changes.assigned}
-        self._base = {} if self._replaces else record.data | held
-        self._prints = {key: self._prints[key] for key in held}
-        kept = {key: self._base[key] for key in self._base if key not in changes.removed}
-        self._data = kept | assigned
+visit_of: Callable[[Session], Visit] = attrgetter("_visit")
+"""Return what stores and adapters know of a session, and applications need not."""
 
-    def live_until(self, moment: datetime) -> None:
-        """Have the session die at `moment`, an aware datetime, not after the idle time from now on.
 
-        For the adapter of a framework that says so whenever it saves, as Django does. It may be
-        earlier than before, and is bound by `session_lifetime`.
-        """
-        self._identity()
-        self._until = moment
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise SessionDataError(f"{name}: must be a str, not {type(value).__name__}")
+    if not value:
+        raise SessionDataError(f"{name}: must not be empty")
+    document.encode(name, value)
+    return str(value)
 
-    def changes(self) -> Changes:
-        """Return what the request changed. Raises `SessionDataError` for what cannot be stored."""
-        if self._data is self._base and not (self._prints or self._until):
-            return _UNCHANGED
-        return document.difference(
-            self._data, self._base, self._prints, replaces=self._replaces, until=self._until
-        )
 
-    def contents(self) -> Changes:
-        """Return all of the data, as the changes that make a new session of it."""
-        return document.difference(self._data, {}, {}, until=self._until)
-
-    def settle(self, changes: Changes, record: Record | None, token: str | None) -> None:
-        """Take note that `changes` are stored, under `token`; `record` is None if never loaded."""
-        base = {} if changes.replaces else self._base.copy()
-        for key in changes.removed:
-            del base[key]
-        for key in changes.assigned:
-            base[key] = self._data.get(key)
-            self._prints.pop(key, None)
-        self._base = base
-        self._prints |= changes.prints
-        self.record, self.claim = record, token
-        self._replaces, self.login_owner, self._until = False, None, None
-        self.state = State.OPEN
-
-    def end(self) -> None:
-        """Take note that the session is over: nothing of it is written any more."""
-        self.state = State.ENDED
-
-    def discard(self) -> None:
-        """Give up every change of this request, all but `destroy()`."""
-        self.login_owner = self._until = None
-        if self.state is State.DESTROYED:
-            self._wipe()
-        elif self.state is not State.UNTOUCHED:
-            self.end()
-
-    def restart(self) -> None:
-        """Forget all that this request saw and did, for another attempt at it."""
-        Session.__init__(self, self._came_with, self._load)
-
-    def _touch(self) -> None:
-        if self.state is State.UNTOUCHED:
-            self.state = State.OPEN
-
-    def _unshare(self) -> None:
-        if self._data is self._base:
-            self._data = self._base.copy()
-
-    def _read(self) -> None:
-        if not self._replaces:
-            self.load()
-
-    def _identity(self) -> Record | None:
-        self._touch()
-        if self.state in (State.DESTROYED, State.ENDED):
-            return None
-        self.load()
-        return self.record
-
-    def _owner_so_far(self) -> str | None:
-        if self.login_owner is not None or self.record is None or self.state is State.DESTROYED:
-            return self.login_owner
-        return self.record.owner
-
-    def _take_print(self, key: str, value: Any) -> None:
-        if value is self._base.get(key):
-            self._prints[key] = document.encode(key, value)
-
-    def _wipe(self) -> None:
-        self._data, self._base, self._prints = {}, {}, {}
-        self._replaces = True
+def _label(label: Any) -> str | None:
+    return None if label is None or label == "" else _text("label", label)[:_LONGEST_LABEL]

@@ -23,7 +23,7 @@ class Recorder(monitoring.CommandListener):
 
     @contextmanager
     def request(self) -> Iterator[list[monitoring.CommandStartedEvent]]:
-        """Collect the commands of a request; `createIndexes` is left out."""
+        """Collect the commands of a request; those that make indexes are left out."""
         self._request.commands = commands = []
         try:
             yield commands
@@ -32,7 +32,7 @@ class Recorder(monitoring.CommandListener):
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         commands = getattr(self._request, "commands", None)
-        if commands is None or event.command_name == "createIndexes":
+        if commands is None or event.command_name in ("createIndexes", "listIndexes"):
             return
         commands.append(event)
         if event.command_name in OURS and not _names_one_id(event.command):

@@ -68,7 +68,8 @@ def stored(client: MongoClient[Any], database: str) -> Collection[Any]:
 
 @pytest.fixture
 def settings(mongodb_uri: str, database: str) -> dict[str, Any]:
-    return {"mongodb_host": mongodb_uri, "mongodb_session_db": database}
+    sealed = {"session_sealed": True} if os.environ.get("MONGOSESSION_SEALED") else {}
+    return {"mongodb_host": mongodb_uri, "mongodb_session_db": database} | sealed
 
 
 @pytest.fixture

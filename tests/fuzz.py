@@ -23,11 +23,12 @@ from enum import Enum
 from typing import Any
 from wsgiref.validate import validator
 
-from mongosession_wsgi import MongoStore, SessionMiddleware
+from mongosession_wsgi import MongoStore, Session, SessionMiddleware
 from mongosession_wsgi.cookie import Cookie, CookiePolicy
-from mongosession_wsgi.document import Mark, Record
 from mongosession_wsgi.errors import logger
 from mongosession_wsgi.settings import Settings
+from mongosession_wsgi.times import Times
+from mongosession_wsgi.visit import NOTHING, Known, Visit
 
 from .wsgi import call, environ_of, on_session
 
@@ -135,9 +136,12 @@ class EmptyStore(MongoStore):
         super().__init__(SETTINGS)
         self.asked: list[str] = []
 
-    def load(self, token: str) -> Record | Mark | None:
-        self.asked.append(token)
-        return None
+    def open(self, token: str | None, times: Times | None = None) -> Session:
+        return Session(Visit(token, self._look, times or self._times))
+
+    def _look(self, visit: Visit) -> Known:
+        self.asked.append(str(visit.token))
+        return NOTHING
 
 
 class Target:

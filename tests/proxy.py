@@ -9,24 +9,32 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
+
+import bson
 
 _GARBAGE = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nNo.\n"
 _HEADER = 16
 _MAX_TIME = re.compile(rb"(\x10maxTimeMS\0).{4}", re.DOTALL)
-_OP_MSG = 2013
+_OP_REPLY, _OP_MSG = 1, 2013
 _OF_THE_DRIVER = {"hello", "isMaster", "ismaster", "ping", "endSessions"}
 _OF_THE_DRIVER |= {"saslStart", "saslContinue"}
+_IN_PASSING = {"listIndexes", "createIndexes"}
 _LONGEST_WAIT = 10.0
 
 _Fault = Callable[["_Link", bytes], bool]
 """What happens to a message of the client; returns whether the connection lives on."""
+Document = dict[str, Any]
+Change = Callable[[Document, Callable[[], Document]], Document]
+"""Returns the answer to a command; the second argument asks the server for its own."""
 
 
 class Proxy:
     """Passes connections on to `server`, message by message, until it is told of a fault.
 
     `struck` counts how often a fault met a message or a connection. The driver's own commands,
-    such as the `hello` of its monitor, meet only the faults that befall whole connections.
+    such as the `hello` of its monitor, and those of the thread that makes indexes, meet only the
+    faults that befall whole connections.
     """
 
     def __init__(self, server: tuple[str, int]) -> None:
@@ -116,6 +124,21 @@ class Proxy:
     def garbage(self, *, once: bool = False) -> None:
         """Answer as no MongoDB does; lasting, also the handshake."""
         self._switch(lambda link, message: link.answer(_GARBAGE), once=once, whole=not once)
+
+    def rewrite(self, change: Change) -> None:
+        """Answer every command, those of the driver too, as `change` says."""
+
+        def answer(link: _Link, message: bytes) -> bool:
+            def ask() -> Document:
+                return _document_of(link.ask(message))
+
+            return link.answer(_reply(message, change(_document_of(message), ask)))
+
+        self._switch(answer, whole=True)
+
+    def cut_idle(self) -> None:
+        """Cut every connection that there is now, as a load balancer does after a while."""
+        self._cut_all()
 
     def close(self) -> None:
         """Cut every connection and wait for the end of every thread."""
@@ -252,9 +275,28 @@ def command_of(message: bytes) -> str | None:
     return message[first_key : message.index(b"\0", first_key)].decode()
 
 
+def _document_of(message: bytes) -> Document:
+    """Return the document of a message, which follows what each kind begins with."""
+    kind = int.from_bytes(message[12:16], "little")
+    begins = {_OP_MSG: _HEADER + 4 + 1, _OP_REPLY: _HEADER + 20}
+    # Else a query: flags, the name of a collection, two numbers.
+    begin = begins.get(kind) or message.index(b"\0", _HEADER + 4) + 1 + 8
+    size = int.from_bytes(message[begin : begin + 4], "little")
+    return dict(bson.decode(message[begin : begin + size]))
+
+
+def _reply(asked: bytes, document: Document) -> bytes:
+    """Return the answer to a message, of the kind that its sender waits for."""
+    if int.from_bytes(asked[12:16], "little") == _OP_MSG:
+        kind, body = _OP_MSG, struct.pack("<iB", 0, 0) + bson.encode(document)
+    else:
+        kind, body = _OP_REPLY, struct.pack("<iqii", 8, 0, 0, 1) + bson.encode(document)
+    return struct.pack("<ii4si", _HEADER + len(body), 0, asked[4:8], kind) + body
+
+
 def _is_of_the_application(message: bytes) -> bool:
     command = command_of(message)
-    return command is not None and command not in _OF_THE_DRIVER
+    return command is not None and command not in _OF_THE_DRIVER | _IN_PASSING
 
 
 def _without_time_left(message: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Race overlapping requests against a real server, and count what goes wrong.
 
 `python -m tests.races --rounds 10000` races the stories of this module, so many rounds in all, on
-the server of `MONGODB_URI` or on an embedded one, and prints a table. It ends with 1 if any count
+the server of `MONGODB_URI` or on an embedded one, and prints a table. `--server java` races them
+on a mongo-java-server, whose commands run in parallel and are atomic. It ends with 1 if any count
 is not zero.
 """
 
@@ -35,6 +36,7 @@ from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.session import State
 
+from .servers.java import UnavailableError, java_server
 from .wsgi import KEY, Browser, Response, conforming
 
 Use = Callable[[Session], Any]
@@ -521,13 +523,24 @@ def atomic(uri: str) -> Iterator[str]:
     """Yield the URI at which every command is atomic: that of a real server is `uri` itself."""
     client: MongoClient[Any]
     with MongoClient(uri) as client:
-        is_embedded = client.admin.command("hello").get("setName") == "secantus"
-        address = client.address
+        address = client.address  # Waits until the driver has seen the server.
+        servers = client.topology_description.server_descriptions().values()
+        is_embedded = any(server.replica_set_name == "secantus" for server in servers)
     if not is_embedded or address is None:
         yield uri
         return
     with closing(OneAtATime((str(address[0]), address[1]))) as passing_on:
         yield passing_on.uri
+
+
+@contextmanager
+def embedded_server() -> Iterator[str]:
+    """Start an embedded server with a folder of its own, yield the URI, and end the server."""
+    with TemporaryDirectory() as folder, EmbeddedServer(folder) as server:
+        yield server.uri
+
+
+SERVERS = {"embedded": embedded_server, "java": java_server}
 
 
 # The table.
@@ -590,12 +603,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.races", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10_000, help="of all stories together")
     parser.add_argument("--json", action="store_true", help="print no table but its figures")
+    parser.add_argument("--server", choices=SERVERS, help="start this one, without MONGODB_URI")
     options = parser.parse_args(arguments)
     uri = os.environ.get("MONGODB_URI")
     with ExitStack() as stack:
-        if not uri:
-            folder = stack.enter_context(TemporaryDirectory())
-            uri = stack.enter_context(EmbeddedServer(folder)).uri
+        try:
+            if options.server or not uri:
+                uri = stack.enter_context(SERVERS[options.server or "embedded"]())
+        except UnavailableError as error:
+            print(f"Skipped: {error}")
+            return 0
         rows = run(uri, options.rounds, is_watched=sys.stderr.isatty())
     if options.json:
         figures = [

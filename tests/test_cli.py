@@ -6,20 +6,27 @@ import fcntl
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bson.binary import Binary
 from pymongo import MongoClient
+from pymongo.client_options import ClientOptions
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, administration
+from mongosession_wsgi import MongoStore, SettingsError, StoreError
+from mongosession_wsgi.cli import administration, connection
+from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
@@ -32,6 +39,7 @@ SCRIPT = Path(sys.executable).with_name("mongosession")
 SECRET = "hunter2-is-secret"
 NOWHERE = "mongodb://127.0.0.1:9"
 DAYS_14 = timedelta(days=14)
+LONGEST_WAIT = 60.0
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ class Command:
             input=input,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LONGEST_WAIT,
         )
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
@@ -93,7 +101,7 @@ def many(stored: Collection[Any]) -> list[str]:
         stored.insert_one(document(id_, owner, now - idle, "x" * 4000 * (number == 2)))
     stored.insert_one(document(id_of("expired"), "alice", now - DAYS_14 * 2))
     stored.insert_one({"_id": id_of("mark"), "v": 1, "expires_at": now + timedelta(seconds=60)})
-    stored.insert_one(document(id_of("other"), "alice", now) | {"v": 2})
+    stored.insert_one(document(id_of("other"), "alice", now) | {"v": 3})
     return ids
 
 
@@ -109,16 +117,32 @@ def document(id_: str, owner: str | None, seen_at: datetime, text: str = "") -> 
     }
 
 
-def started(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(environment: dict[str, str], *command: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; it is killed when a test has waited too long, so that no test hangs."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         env=environment,
+        stdin=subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
         text=True,
         preexec_fn=heed_interruptions,
     )
+    with process, killed_in_time(process):
+        yield process
+
+
+@contextmanager
+def killed_in_time(process: subprocess.Popen[Any]) -> Iterator[None]:
+    timer = threading.Timer(LONGEST_WAIT, process.kill)
+    timer.start()
+    try:
+        yield
+        process.wait(LONGEST_WAIT)
+    finally:
+        timer.cancel()
 
 
 def heed_interruptions() -> None:
@@ -148,19 +172,14 @@ def on_a_terminal(
     )
     os.close(there)
     shown = b""
-    while True:
-        try:
-            piece = os.read(here, 65536)
-        except OSError:  # How Linux says that nobody has the other end any more.
-            break
-        if not piece:
-            break
-        shown += piece
-        if typed and b"[y/N]" in shown:
-            os.write(here, typed)
-            typed = b""
+    with killed_in_time(process), suppress(OSError):  # How Linux says that the other end is closed.
+        while piece := os.read(here, 65536):
+            shown += piece
+            if typed and b"[y/N]" in shown:
+                os.write(here, typed)
+                typed = b""
     os.close(here)
-    return process.wait(60), shown.decode()
+    return process.returncode, shown.decode()
 
 
 # Where the sessions are.
@@ -226,6 +245,59 @@ def test_what_is_wrong_with_a_file_is_said_without_its_contents(
     assert not refused.stdout
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_may_begin_with_a_byte_order_mark(
+    tmp_path: Path, encoding: str, mongodb_uri: str, database: str
+) -> None:
+    found = {"mongodb_host": mongodb_uri, "mongodb_session_db": database}
+    (tmp_path / "s.json").write_text(json.dumps(found), encoding=encoding)
+    lines = "".join(f"{key}: {value}\n" for key, value in found.items())
+    (tmp_path / "s.yaml").write_text(lines, encoding=encoding)
+    (tmp_path / "s.ini").write_text(f"[a]\n{lines}", encoding=encoding)
+    for name in ("s.json", "s.yaml"):
+        assert read(tmp_path / name) == found
+    assert read(tmp_path / "s.ini").items() >= found.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("s.json", "{}".encode("utf-16")),
+        ("s.ini", b"[a]\nmongodb_session_db = \xfc"),
+        ("s.json", b"[" * 100_000),
+        ("s.yaml", b"[" * 5_000),
+        ("s.json", b'{"mongodb_session_db": "\\ud800"}'),
+        ("s.json", b'{"mongodb_session_db": "a", "mongodb_host": ["\\udcfc"]}'),
+        ("s.yaml", b"mongodb_session_db: 2026-13-45"),
+        ("s.yaml", b"a: \0"),
+    ],
+)
+def test_a_file_of_other_contents_is_an_error_of_settings(
+    tmp_path: Path, name: str, contents: bytes
+) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(SettingsError, match=f"--settings .*{name}: "):
+        read(tmp_path / name)
+
+
+def test_arguments_and_variables_that_are_no_text_are_a_usage_error(mongosession: Command) -> None:
+    """More of them are tried where no process has to be started."""
+    refused = mongosession("revoke", "--yes", "--owner", "J\udcfcrgen", code=2).stderr
+    assert "Invalid value for '--owner': the value is no text" in refused
+    newline: dict[str, Any] = {"MONGOSESSION_DB": "shop\n"}
+    refused = mongosession("stats", code=2, **newline).stderr
+    assert "Invalid value for MONGOSESSION_DB in the environment: it ends in a newline" in refused
+    mongosession("stats", "--db", "shop", **newline)
+    assert "give --settings" in mongosession("stats", "--section", "a", code=2).stderr
+
+
+def test_a_warning_of_the_driver_is_one_line(mongosession: Command, mongodb_uri: str) -> None:
+    uri = mongodb_uri + "/?nonsense=1"
+    done = mongosession("stats", "--json", "--uri", uri, PYTHONWARNINGS="default")
+    assert done.stderr.startswith("Warning: Unknown option")
+    assert ".py" not in done.stderr
+
+
 def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) -> None:
     refused = mongosession("stats", "--settings", "gone.yaml", code=1)
     assert refused.stderr == "Error: --settings gone.yaml: No such file or directory\n"
@@ -234,8 +306,6 @@ def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) 
 
 
 def test_a_percent_encoded_password_is_read_from_an_ini_file_doubled_or_not(tmp_path: Path) -> None:
-    from mongosession_wsgi.connection import read
-
     for written in ("mongodb://u:a%40b@h", "mongodb://u:a%%40b@h"):
         (tmp_path / "s.ini").write_text(
             f"[a]\nmongodb_host = {written}\nmongodb_session_db = shop\n"
@@ -250,9 +320,9 @@ def test_a_percent_encoded_password_is_read_from_an_ini_file_doubled_or_not(tmp_
 def test_no_server_is_an_error_that_says_what_to_check(mongosession: Command, command: str) -> None:
     uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
     failed = mongosession(command, "--uri", uri, code=1)
-    assert failed.stderr == (
-        "Error: MongoDB did not answer in time; check that it runs and that mongodb_host is right\n"
-    )
+    ours, driver = failed.stderr.splitlines()
+    assert ours.startswith("Error: ")
+    assert driver == "The driver says: 127.0.0.1:9: [Errno 111] Connection refused"
     assert not failed.stdout
 
 
@@ -263,9 +333,51 @@ def test_a_bad_uri_is_told_without_its_password(mongosession: Command) -> None:
 
 def test_check_says_so_of_a_server_that_is_not_there(mongosession: Command) -> None:
     uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
-    failed = mongosession("check", "--uri", uri, code=1)
-    assert failed.stdout.startswith("WRONG  server               MongoDB did not answer in time")
-    assert failed.stdout.count("\n") == 1
+    found, driver = mongosession("check", "--uri", uri, code=1).stdout.splitlines()
+    assert found.startswith("WRONG  server               ")
+    assert driver.strip() == "The driver says: 127.0.0.1:9: [Errno 111] Connection refused"
+    report = json.loads(mongosession("check", "--uri", uri, "--json", code=1).stdout)
+    assert not report["well"]
+    (server,) = report["findings"]
+    assert (server["what"], server["verdict"]) == ("server", "wrong")
+    assert "refused" in server["driver"]
+
+
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_each_cause_is_told_in_the_drivers_words(
+    mongosession: Command, client: MongoClient[Any], command: str
+) -> None:
+    limit = "serverSelectionTimeoutMS=1000&timeoutMS=1000"
+    assert client.address is not None
+    proxy = Proxy(client.address)
+    proxy.silent()
+    here, said = "{}:{}".format(*client.address), set()
+    for uri, words in (
+        (f"mongodb://u:{SECRET}@127.0.0.1:9", "127.0.0.1:9: [Errno 111] Connection refused"),
+        (f"mongodb://u:{SECRET}@no-such-host.invalid", "no-such-host.invalid:27017: [Errno -"),
+        ("mongodb://%2Fno%2Fsuch.sock", "/no/such.sock: [Errno 2] No such file"),
+        (f"{proxy.uri}&{limit}", "No servers found yet"),
+        (f"mongodb://{here}/?replicaSet=other&{limit}", 'replica set name "other"'),
+        (f"mongodb://u:{SECRET}@127.0.0.1:9,127.0.0.1:10", "refused, 127.0.0.1:9: [Errno 111]"),
+    ):
+        failed = mongosession(command, "--uri", uri, code=1)
+        words_of_the_driver = (failed.stdout + failed.stderr).splitlines()[1].strip()
+        assert words_of_the_driver.startswith("The driver says: ")
+        assert words in words_of_the_driver
+        said.add(words_of_the_driver)
+    assert len(said) == 6
+    proxy.close()
+
+
+def test_a_refused_connection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"mongodb_session_db": "shop", "mongodb_host": NOWHERE, "mongodb_connect": True}
+    store = MongoStore(settings)
+    monkeypatch.setattr(connection, "_LONGEST_LOOK", LONGEST_WAIT)
+    monkeypatch.setattr(ClientOptions, "server_selection_timeout", LONGEST_WAIT)
+    with pytest.raises(StoreError) as raised:  # Else it would return after the look, and not raise.
+        connection.reach(store)
+    assert "127.0.0.1:9" in str(raised.value.__cause__)
+    store.close()
 
 
 # What it shows.
@@ -293,6 +405,111 @@ def test_check_finds_missing_indexes_and_init_makes_them(
     assert all(line.startswith(("ok ", "note ")) for line in good)
     assert good[2].endswith("w: majority")
     assert not stored.count_documents({}), "the session that was tried is gone"
+
+
+def test_init_replaces_the_ttl_index_of_version_1(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    stored.create_index("expires_at", expireAfterSeconds=0)
+    noted = mongosession("check", code=1).stdout
+    assert "note   index on expires_at  expires_at_1, TTL: over all documents" in noted
+    assert "mongosession init replaces it" in noted
+    lines = mongosession("init").stdout.splitlines()
+    assert lines[1] == "expires_at_1, which deleted other documents too, is replaced."
+    made = {next(iter(one["key"])): one for one in stored.list_indexes()}
+    assert made.keys() == {"_id", "expires_at", "owner"}
+    assert made["expires_at"]["partialFilterExpression"]
+    assert len(mongosession("init").stdout.splitlines()) == 1
+    assert "note" not in mongosession("check").stdout
+
+
+def test_hints_repeat_the_options_that_were_given(
+    mongosession: Command, mongodb_uri: str, database: str, tmp_path: Path
+) -> None:
+    written = {"mongodb_host": mongodb_uri, "mongodb_session_db": database}
+    (tmp_path / "my s.json").write_text(json.dumps(written))
+    found = mongosession("check", "--settings", "my s.json", "--coll", "other", code=1).stdout
+    assert "make it with: mongosession init --settings 'my s.json' --coll other" in found
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("list", ""),
+        ("list --json", ""),
+        ("revoke --all", "No session matches.\n"),
+        ("revoke --all --yes", "No session matches.\n"),
+        ("revoke --owner alice --dry-run", "0 sessions would be ended.\n"),
+        ("purge", "0 expired documents deleted.\n"),
+        ("purge --dry-run", "0 expired documents would be deleted.\n"),
+    ],
+)
+def test_a_database_or_a_collection_that_is_not_there_is_told(
+    mongosession: Command, stored: Collection[Any], database: str, command: str, shown: str
+) -> None:
+    nowhere = mongosession(*command.split(), "--db", f"{database}_no")
+    assert nowhere.stdout == shown
+    assert nowhere.stderr == f"MongoDB has no database {database}_no; is the name right?\n"
+    stored.create_index("owner")
+    nowhere = mongosession(*command.split(), "--coll", "sesions")
+    assert nowhere.stderr == f"{database} has no collection sesions; is the name right?\n"
+    assert mongosession(*command.split()).stderr == ""
+
+
+def test_show_stats_and_check_tell_it_too(
+    mongosession: Command, stored: Collection[Any], database: str
+) -> None:
+    stored.create_index("owner")
+    words = f"{database} has no collection x; is the name right?"
+    assert words in mongosession("stats", "--coll", "x").stderr
+    assert mongosession("show", id_of("one"), "--coll", "x", code=1).stderr.splitlines() == [
+        f"Error: no live session has the id {id_of('one')}",
+        words,
+    ]
+    assert (
+        f"note   collection           {words}"
+        in mongosession("check", "--coll", "x", code=1).stdout
+    )
+
+
+def test_what_version_2_stores_beside_is_shown(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    now = datetime.now(timezone.utc)
+    label, sealed = id_of("label"), id_of("sealed")
+    more = {"label": "Firefox on Linux", "remember": True}
+    stored.insert_one(document(label, "alice", now) | more)
+    stored.insert_one(document(sealed, "alice", now - timedelta(hours=2)) | {"v": 2})
+    first, second = map(
+        json.loads, mongosession("list", "--newest", "2", "--json").stdout.splitlines()
+    )
+    assert (first["label"], first["remembered"], first["sealed"]) == (
+        "Firefox on Linux",
+        True,
+        False,
+    )
+    assert (second["label"], second["remembered"], second["sealed"]) == (None, False, True)
+    _, screen = on_a_terminal(["list", "--newest", "2"], mongosession.environment)
+    assert screen.splitlines()[1].split()[1:5] == ["alice", "Firefox", "on", "Linux"]
+    _, screen = on_a_terminal(["list"], mongosession.environment | {"COLUMNS": "80"})
+    assert {len(line) for line in screen.splitlines()} == {80}
+    shown = mongosession("show", sealed, "--data").stdout
+    assert "data        sealed" in shown
+    assert "xyzzy" not in shown
+    found = json.loads(mongosession("show", sealed, "--data", "--json").stdout)
+    assert found["sealed"] is True
+    assert "data" not in found
+    mongosession("revoke", "--owner", "alice", "--yes")
+    assert not live(stored)
+
+
+def test_data_that_no_application_could_read_is_an_error(
+    mongosession: Command, stored: Collection[Any]
+) -> None:
+    broken = document(id_of("one"), "alice", datetime.now(timezone.utc))
+    stored.insert_one(broken | {"data": {"uuid": Binary(b"short", 4)}})
+    assert "alice" in mongosession("show", id_of("one")).stdout
+    assert "cannot be read" in mongosession("show", id_of("one"), "--data", code=1).stderr
 
 
 def test_check_finds_indexes_that_are_there_but_wrong(
@@ -342,8 +559,8 @@ def test_list_has_tabs_in_a_pipe_and_columns_on_a_terminal(
     code, screen = on_a_terminal(["list", "--newest", "3"], mongosession.environment)
     rows = screen.splitlines()
     assert code == 0
-    assert rows[0].split() == ["ID", "OWNER", "IDLE", "LEFT", "SIZE"]
-    assert rows[3].split() == [many[2], "-", "12h", "13d", "4.1", "KiB"]
+    assert rows[0].split() == ["ID", "OWNER", "LABEL", "IDLE", "LEFT", "SIZE"]
+    assert rows[3].split() == [many[2], "-", "-", "12h", "13d", "4.1", "KiB"]
     assert max(map(len, rows)) <= 100
 
 
@@ -429,14 +646,16 @@ def test_revoke_ends_what_is_selected_and_nothing_else(
     dry = mongosession("revoke", *arguments, "--dry-run")
     assert dry.stdout == f"{ended} sessions would be ended.\n"
     assert len(live(stored)) == 7
-    refused = mongosession("revoke", *arguments, input="n\n", code=1)
-    assert refused.stderr.startswith(f"End {ended} sessions? [y/N]: ")
+    refused = mongosession("revoke", *arguments, input="n\n")
+    assert refused.stderr == f"End {ended} sessions? [y/N]: \nNothing was ended.\n"
     assert len(live(stored)) == 7
     done = mongosession("revoke", *arguments, input="y\n")
     assert done.stdout == f"{ended} sessions ended.\n"
     assert live(stored) == {many[number] for number in left}
     assert stored.find_one({"_id": id_of("other")}), "what is not of our form stays"
-    assert mongosession("revoke", *arguments, "--yes").stdout == "0 sessions ended.\n"
+    assert mongosession("revoke", *arguments, "--yes").stdout == "No session matches.\n"
+    again = mongosession("revoke", *arguments)
+    assert (again.stdout, again.stderr) == ("No session matches.\n", "")
 
 
 def test_revoke_by_ids_takes_those_that_look_like_options(
@@ -454,7 +673,9 @@ def test_revoke_by_ids_takes_those_that_look_like_options(
 def test_revoke_wants_one_way_to_say_which(mongosession: Command, many: list[str]) -> None:
     for arguments in ([], ["--all", "--owner", "alice"], ["--all", many[0]]):
         assert "which sessions?" in mongosession("revoke", *arguments, code=2).stderr
-    assert "give --yes" in mongosession("revoke", "--all", code=1).stderr
+    refused = mongosession("revoke", "--all", code=1).stderr
+    assert refused.splitlines()[0] == "End 7 sessions? [y/N]: "
+    assert "give --yes" in refused.splitlines()[1]
 
 
 def test_revoke_ends_what_is_just_being_regenerated(
@@ -484,23 +705,24 @@ def test_revoke_asks_and_shows_a_bar_on_a_terminal(
 def test_purge_deletes_what_has_expired(
     mongosession: Command, many: list[str], stored: Collection[Any]
 ) -> None:
-    assert mongosession("purge", "--dry-run").stdout == "1 expired documents would be deleted.\n"
-    assert mongosession("purge").stdout == "1 expired documents deleted.\n"
+    assert mongosession("purge", "--dry-run").stdout == "1 expired document would be deleted.\n"
+    assert mongosession("purge").stdout == "1 expired document deleted.\n"
     assert stored.count_documents({}) == 9
 
 
 GATED = """
 import sys, time
 from pymongo import monitoring
-from mongosession_wsgi import administration
+from mongosession_wsgi.cli import administration, connection
+from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.cli import main
 
 class Gate(monitoring.CommandListener):
-    deletes = 0
+    batches = 0
     def started(self, event):
-        deletes = event.command_name == "delete"
-        self.deletes += deletes
-        if deletes and self.deletes == 3:
+        is_batch = event.command_name in ("update", "delete")
+        self.batches += is_batch
+        if is_batch and self.batches == 3:
             print("at the gate", file=sys.stderr, flush=True)
             time.sleep(60)
     def succeeded(self, event): ...
@@ -526,7 +748,7 @@ def test_an_interruption_says_how_many_are_done_and_the_next_run_goes_on(
         assert process.stderr.readline() == "at the gate\n"
         process.send_signal(signal.SIGINT)
         words = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(LONGEST_WAIT) == 130
         assert words.startswith(f"Interrupted: 4 of {total} ")
         assert words.endswith("Run it again to go on.\n")
         assert not process.stdout.read()
@@ -540,6 +762,33 @@ def test_an_interruption_of_the_question_ends_nothing(
     assert code == 130
     assert "Interrupted." in screen
     assert len(live(stored)) == 7
+
+
+@pytest.mark.parametrize("typed", [b"n\n", b"\n", b"maybe\n", b"\x04"])
+def test_any_answer_but_yes_ends_nothing_and_is_no_error(
+    mongosession: Command, many: list[str], stored: Collection[Any], typed: bytes
+) -> None:
+    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=typed)
+    assert code == 0
+    assert screen.splitlines()[-1] == "Nothing was ended."
+    assert len(live(stored)) == 7
+
+
+def test_one_session_is_not_many_and_none_shows_no_bar(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    assert mongosession("revoke", many[0], "--dry-run").stdout == "1 session would be ended.\n"
+    asked = mongosession("revoke", many[0], id_of("gone"), input="yes\n")
+    assert asked.stderr == "End 1 session? [y/N]: \n"
+    assert asked.stdout == "1 session ended.\n"
+    asked = mongosession("revoke", many[0], id_of("gone"))
+    assert (asked.stdout, asked.stderr) == ("No session matches.\n", "")
+    _, screen = on_a_terminal(["revoke", "--owner", "nobody"], mongosession.environment)
+    assert screen == "No session matches.\r\n"
+    _, screen = on_a_terminal(["purge", "--db", "no"], mongosession.environment)
+    assert "0/0" not in screen
+    _, screen = on_a_terminal(["list", "--owner", "nobody"], mongosession.environment)
+    assert screen == "No session matches.\r\n"
 
 
 def test_a_delete_that_is_repeated_over_a_broken_connection_counts_right(
@@ -574,7 +823,7 @@ def test_a_reader_that_has_enough_is_no_error(
         assert process.stderr is not None
         assert process.stdout.readline().count("\t") == 5
         process.stdout.close()
-        assert process.wait(60) == 141
+        assert process.wait(LONGEST_WAIT) == 141
         assert process.stderr.read() == ""
 
 
@@ -586,15 +835,74 @@ def test_every_command_ends_in_silence_where_nobody_reads(
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert process.wait(60) == 141
+        assert process.wait(LONGEST_WAIT) == 141
         assert process.stderr.read() == ""
+
+
+EVERY = ("check --json", "stats", "list", "init", "--help")
+
+
+@pytest.mark.parametrize("command", EVERY)
+@pytest.mark.parametrize(("to", "words"), [("/dev/full", "No space left"), ("&-", "Bad file")])
+def test_output_that_cannot_be_written_is_an_error(
+    mongosession: Command, many: list[str], command: str, to: str, words: str
+) -> None:
+    shell = f"exec {shlex.join([*MODULE, *command.split()])} >{to}"
+    with started(mongosession.environment, "sh", "-c", shell) as process:
+        _, said = process.communicate(timeout=LONGEST_WAIT)
+    assert process.returncode == 1
+    (line,) = [line for line in said.splitlines() if "its indexes" not in line]
+    assert line.startswith("Error: the output could not be written: ")
+    assert words in line
+
+
+def test_other_streams_that_are_closed_or_full(mongosession: Command, many: list[str]) -> None:
+    for command, redirected, code in (
+        ("show short", "2>/dev/full", 2),
+        ("show short", "2>&-", 2),
+        (f"show {id_of('gone')}", "2>&-", 1),
+        ("list", "2>&- <&-", 0),
+        ("list", "2>&- >&- <&-", 1),
+        ("revoke --all", "<&-", 1),
+    ):
+        shell = f"exec {shlex.join([*MODULE, *command.split()])} {redirected}"
+        with started(mongosession.environment, "sh", "-c", shell) as process:
+            shown, said = process.communicate(timeout=LONGEST_WAIT)
+        assert process.returncode == code, said
+        assert "Traceback" not in shown + said
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_a_terminal_without_utf_8_gets_what_it_has_letters_for(
+    mongosession: Command, stored: Collection[Any], encoding: dict[str, str]
+) -> None:
+    id_ = id_of("one")
+    owner = "Jürgen " * 9
+    stored.insert_one(document(id_, owner, datetime.now(timezone.utc)))
+    environment = mongosession.environment | encoding
+    shown = mongosession("list", **encoding).stdout  # type: ignore[arg-type]
+    assert "J\\xfcrgen" in shown
+    for command in (["list"], ["stats"], ["check"], ["show", id_, "--data"]):
+        _, screen = on_a_terminal(command, environment)
+        assert screen.isascii()
+        assert "\\u2" not in screen
+    _, screen = on_a_terminal(["revoke", "--all", "--yes"], environment)
+    assert screen.isascii()
+    assert "1 session ended." in screen
 
 
 def test_without_click_or_rich_it_says_what_to_install(environment: dict[str, str]) -> None:
     for part in ("click", "rich"):
         code = f"import sys; sys.modules[{part!r}] = None; from mongosession_wsgi.cli import main; "
         with started(environment, sys.executable, "-c", code + "main()") as process:
-            _, words = process.communicate(timeout=60)
+            _, words = process.communicate(timeout=LONGEST_WAIT)
         assert process.returncode == 1
         assert words == (
             "mongosession: the command needs click and rich; pip install 'mongosession-wsgi[cli]'\n"
@@ -610,7 +918,7 @@ def test_a_wrong_password_is_told_and_never_shown(mongosession: Command, tmp_pat
             failed = mongosession(command, "--uri", uri, code=1)
             assert "MongoDB refused the login" in failed.stdout + failed.stderr
         right = server.uri.replace("//", "//shop:right@") + "/?authSource=admin"
-        assert "right" not in mongosession("check", "--uri", right, code=1).stdout
+        assert "shop:right" not in mongosession("check", "--uri", right, code=1).stdout
 
 
 def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path: Path) -> None:
@@ -620,7 +928,7 @@ def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path
             uri = process.stdout.readline().strip()
             assert "ok" in mongosession("check", "--uri", uri, code=1).stdout
             process.send_signal(number)
-            assert process.wait(60) == 0
+            assert process.wait(LONGEST_WAIT) == 0
     assert (tmp_path / "data").exists()
 
 
@@ -648,7 +956,7 @@ def test_the_shell_completes_it(mongosession: Command, shell: str) -> None:
 @pytest.mark.skipif(not SCRIPT.exists(), reason="the distribution is not installed here")
 def test_the_installed_script_is_the_command(environment: dict[str, str]) -> None:
     with started(environment, str(SCRIPT), "--help") as process:
-        shown, _ = process.communicate(timeout=60)
+        shown, _ = process.communicate(timeout=LONGEST_WAIT)
     assert process.returncode == 0
     assert shown.startswith("Usage: mongosession [OPTIONS] COMMAND [ARGS]...")
     assert all(f"\n  {command} " in shown for command in COMMANDS)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import decimal
 import enum
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, UserString, namedtuple
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from typing import Any
+from unittest.mock import MagicMock, Mock
 from uuid import UUID
 
 import bson
@@ -19,6 +22,7 @@ from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
+from mongosession_wsgi.session import visit_of
 
 Point = namedtuple("Point", "x y")
 UTC_NOON = datetime(2026, 1, 2, 12, 0, 0, 123000, tzinfo=timezone.utc)
@@ -109,6 +113,40 @@ def test_what_comes_back_plain(store: MongoStore, value: Any, back: Any) -> None
     found = kept(store, {"top": value})["top"]
     assert found == back
     assert type(found) is type(back)
+
+
+def hello(name: str = "Tee") -> str:
+    return f"Hello, {name}"
+
+
+def lazy_texts() -> Iterator[Any]:
+    """Yield texts that are made when somebody looks at them, of each library that is here."""
+    yield UserString("Hello, Tee")
+    with suppress(ImportError):
+        from babel.support import LazyProxy
+
+        yield LazyProxy(hello, enable_cache=False)
+    with suppress(ImportError):
+        from flask_babel.speaklater import LazyString
+
+        yield LazyString(hello, name="Tee")
+    with suppress(ImportError):
+        from django.utils.functional import lazystr
+
+        yield lazystr("Hello, Tee")
+
+
+@pytest.mark.parametrize("text", [*lazy_texts()], ids=lambda text: type(text).__name__)
+def test_a_lazy_text_is_stored_as_a_text(store: MongoStore, text: Any) -> None:
+    found = kept(store, {"top": text, "_flashes": [("message", text)]})
+    assert found == {"top": "Hello, Tee", "_flashes": [["message", "Hello, Tee"]]}
+    assert type(found["top"]) is type(found["_flashes"][0][1]) is str
+
+
+@pytest.mark.parametrize("value", [Mock(), MagicMock(), str, Markup])
+def test_what_only_has_the_methods_of_a_text_is_refused(value: Any) -> None:
+    with pytest.raises(SessionDataError, match=r"top: a session cannot hold a "):
+        form("top", value)
 
 
 RECURSIVE: list[Any] = []
@@ -275,7 +313,7 @@ def test_numbers_of_another_type_are_a_change(store: MongoStore, stored: Collect
     session = store.create({"a": 1, "b": float("nan")})
     session["a"] = True
     session["b"] = float("nan")
-    assert list(session.changes().assigned) == ["a"]
+    assert list(visit_of(session).draft.difference().assigned) == ["a"]
 
 
 def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_next(
@@ -283,10 +321,11 @@ def test_a_value_changed_by_another_thread_during_the_commit_is_a_change_of_the_
 ) -> None:
     session = store.create({"cart": [1]})
     session["cart"].append(2)
-    changes = session.changes()
+    draft = visit_of(session).draft
+    changes = draft.difference()
     session["cart"].append(3)
-    session.settle(changes, session.record, session.token)
-    assert session.changes().assigned == {"cart": [1, 2, 3]}
+    draft.settle(changes)
+    assert draft.difference().assigned == {"cart": [1, 2, 3]}
 
 
 def test_a_session_keeps_the_object_that_it_was_given(store: MongoStore) -> None:

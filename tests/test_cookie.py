@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
+import webob
+import webtest
 
-from mongosession_wsgi import MongoStore, SessionMiddleware, SettingsError
+from mongosession_wsgi import SessionMiddleware, SettingsError
 from mongosession_wsgi.cookie import Cookie, CookiePolicy
 from mongosession_wsgi.settings import Settings
 
-from .wsgi import Browser, environ_of, on_session
+from .wsgi import environ_of, on_session
 
 TOKEN = "t" * 43
 HTTPS = {"wsgi.url_scheme": "https"}
@@ -113,16 +119,61 @@ def test_a_host_header_wins_over_the_servers_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "peer", ["", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "::FFFF:7f00:1"]
+    "peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "::FFFF:7f00:1"]
 )
-def test_a_peer_that_is_this_machine_or_unknown_needs_no_secure_cookie(peer: str) -> None:
+def test_a_peer_that_is_this_machine_needs_no_secure_cookie(peer: str) -> None:
     assert not cookie_of(REMOTE_ADDR=peer).secure
 
 
-def test_a_peer_that_the_server_does_not_name_needs_no_secure_cookie() -> None:
-    environ = environ_of()
+def without_peer(**extra: Any) -> dict[str, Any]:
+    environ = environ_of(**extra)
     del environ["REMOTE_ADDR"]
+    return environ
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_test_client_which_names_no_peer_needs_no_secure_cookie(protocol: str) -> None:
+    assert not policy_of().cookie_for(without_peer(SERVER_PROTOCOL=protocol)).secure
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+@pytest.mark.parametrize("blank", [webob.BaseRequest.blank, webtest.TestRequest.blank])
+def test_webob_and_webtest_need_no_secure_cookie(blank: Any, protocol: str) -> None:
+    environ = blank("/", base_url="http://localhost", environ={"SERVER_PROTOCOL": protocol}).environ
     assert not policy_of().cookie_for(environ).secure
+
+
+def test_webtest_that_is_given_a_peer_needs_no_secure_cookie() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [policy_of().cookie_for(environ).name.encode()]
+
+    client = webtest.TestApp(app, {"REMOTE_ADDR": "127.0.0.1"})
+    assert client.get("/").text == "mongosession"
+
+
+def test_wsgirefs_defaults_for_tests_need_no_secure_cookie() -> None:
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    assert not policy_of().cookie_for(environ).secure
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        environ_of(REMOTE_ADDR=""),  # gunicorn and Cheroot over a UNIX socket
+        environ_of(REMOTE_ADDR="localhost"),  # waitress
+        environ_of(REMOTE_ADDR="<local>"),  # Werkzeug
+        without_peer(SERVER_NAME="", SERVER_PORT=""),  # gevent
+    ],
+)
+def test_a_unix_socket_gets_a_secure_cookie(environ: dict[str, Any]) -> None:
+    assert policy_of().cookie_for(environ).secure
+
+
+def test_http_1_0_gets_a_secure_cookie() -> None:
+    assert cookie_of(SERVER_PROTOCOL="HTTP/1.0").secure
+    assert not cookie_of(SERVER_PROTOCOL="HTTP/1.1").secure
 
 
 @pytest.mark.parametrize(
@@ -132,22 +183,107 @@ def test_a_foreign_peer_gets_a_secure_cookie(peer: str) -> None:
     assert cookie_of(REMOTE_ADDR=peer).secure
 
 
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+PROXIES = words("""
+    Forwarded Forwarded-For X-Forwarded X-Forwarded-For X-Forwarded-Proto X-Forwarded-Host
+    X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Ssl X-Forwarded-Scheme X-Forwarded-Server
+    X-Forwarded-Client-Cert X-Forwarded-By X-Forwarded-User X-Real-IP X-Real-Port Via X-Via
+    X-Original-URL X-Original-Host X-Original-URI X-Original-Forwarded-For Front-End-Https
+    X-Scheme X-Url-Scheme X-Proto X-Https X-SSL-Client-Cert SSL-Client-Verify Client-IP X-Client-IP
+    True-Client-IP X-True-Client-IP X-Cluster-Client-IP X-ProxyUser-Ip X-Proxied Proxy-Client-IP
+    Proxy-Connection WL-Proxy-Client-IP X-NginX-Proxy X-Accel-Mapping X-Varnish X-Haproxy-Id
+    CF-Connecting-IP CF-Connecting-IPv6 CF-Ray CF-Visitor CF-IPCountry CDN-Loop Cdn-Src-Ip
+    CloudFront-Forwarded-Proto CloudFront-Viewer-Address X-Amz-Cf-Id X-Amzn-Trace-Id
+    X-Amzn-Tls-Version X-ARR-LOG-ID X-ARR-SSL X-Azure-ClientIP X-Azure-Ref X-Azure-FDID Max-Forwards
+    Fastly-Client-IP Fastly-SSL Fastly-FF Fly-Client-IP Fly-Forwarded-Proto X-Appengine-User-Ip
+    X-AppEngine-Country X-Cloud-Trace-Context X-Goog-IAP-JWT-Assertion X-Envoy-External-Address
+    X-Envoy-Internal X-Request-Start X-Queue-Start X-Akamai-Edgescape Akamai-Origin-Hop
+    Surrogate-Capability X-Vercel-Id X-Nf-Client-Connection-Ip X-Railway-Edge Rndr-Id
+    DO-Connecting-IP Incap-Client-IP X-Sucuri-ClientIP Ali-Cdn-Real-Ip EO-Client-IP
+    Tailscale-User-Login X-Auth-Request-User X-Remote-User Remote-User X-BlueCoat-Via
+    L5d-Dst-Override
+""")
+BROWSERS = words("""
+    Accept Accept-Encoding Accept-Language Cache-Control Connection Content-Disposition DNT Expect
+    From If-Match If-Modified-Since If-None-Match If-Range Origin-Agent-Cluster Pragma Priority
+    Prefer Range Referer-Policy Save-Data Sec-CH-UA Sec-Fetch-Dest Sec-Fetch-Mode Sec-GPC
+    Sec-Purpose Sec-WebSocket-Key TE Trailer Upgrade Upgrade-Insecure-Requests User-Agent
+    Viewport-Width X-CSRF-Token X-CSRFToken X-XSRF-Token X-Requested-With X-Request-ID
+    X-Correlation-ID X-HTTP-Method-Override X-Client-Data X-Client-Version X-API-Key X-Purpose
+    X-Turbo-Request-Id HX-Request HX-Current-URL Traceparent Tracestate Baggage Sentry-Trace B3
+    X-B3-TraceId X-Amz-Date X-Amz-Security-Token X-Amz-Content-Sha256 CF CDN Ray Realm Clientele
+""")
+
+
+def variable(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+@pytest.mark.parametrize("header", PROXIES)
+@pytest.mark.parametrize("value", ["", "127.0.0.1"])
+def test_a_sign_of_a_proxy_gets_a_secure_cookie(header: str, value: str) -> None:
+    assert cookie_of(**{variable(header): value}).secure
+
+
+def test_the_headers_of_browsers_and_scripts_are_no_sign_of_a_proxy() -> None:
+    for header in BROWSERS:
+        assert not cookie_of(**{variable(header): "keep-alive"}).secure, header
+
+
+@pytest.mark.parametrize("header", ["HTTP_ORIGIN", "HTTP_REFERER"])
 @pytest.mark.parametrize(
-    "header",
+    ("page", "secure"),
     [
-        "HTTP_FORWARDED",
-        "HTTP_X_FORWARDED_FOR",
-        "HTTP_X_FORWARDED_PROTO",
-        "HTTP_X_FORWARDED_HOST",
-        "HTTP_X_FORWARDED_PORT",
-        "HTTP_X_FORWARDED_PREFIX",
-        "HTTP_X_REAL_IP",
-        "HTTP_VIA",
+        ("https://shop.example", True),
+        ("HTTPS://shop.example/cart?x=1", True),
+        ("http://shop.example", True),
+        ("http://shop.example:8000/", True),
+        ("http://192.168.0.7/", True),
+        ("http://localhost.shop.example/", True),
+        ("http://localhost@shop.example/", True),
+        ("https://localhost", True),
+        ("HTTPS://localhost", True),
+        ("https://localhost:8443/", True),
+        ("http://localhost", False),
+        ("http://LOCALHOST:3000/page", False),
+        ("http://127.0.0.1:5173", False),
+        ("http://[::1]:5173/?next=https://shop.example/", False),
+        ("http://shop.localhost/", False),
+        ("null", False),
+        ("", False),
+        ("about:client", False),
+        ("moz-extension://3f2a", False),
+        ("localhost", False),
     ],
 )
-@pytest.mark.parametrize("value", ["", "127.0.0.1", "http"])
-def test_a_sign_of_a_proxy_gets_a_secure_cookie(header: str, value: str) -> None:
-    assert cookie_of(**{header: value}).secure
+def test_a_page_of_https_or_elsewhere_gets_a_secure_cookie(
+    header: str, page: str, secure: bool
+) -> None:
+    assert cookie_of(**{header: page}).secure is secure
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin", "cross-site"])
+@pytest.mark.parametrize(
+    ("connection", "secure"),
+    [
+        ("keep-alive", False),
+        ("Keep-Alive", False),
+        ("keep-alive, Upgrade", False),
+        ("Upgrade", False),
+        ("close", True),
+        ("", True),
+        (None, True),
+    ],
+)
+def test_a_browser_whose_connection_is_not_its_own_gets_a_secure_cookie(
+    connection: str | None, secure: bool, site: str
+) -> None:
+    environ = {} if connection is None else {"HTTP_CONNECTION": connection}
+    assert cookie_of(HTTP_SEC_FETCH_SITE=site, **environ).secure is secure
+    assert not cookie_of(**environ).secure
 
 
 @pytest.mark.parametrize("environ", [{}, HTTPS, {"HTTP_HOST": "a.b"}, {"HTTP_VIA": "x"}])
@@ -192,7 +328,9 @@ PUBLIC = {"HTTP_HOST": "example.com"}
         ({"session_secure": False}, HTTPS, "mongosession"),
         ({"session_domain": "example.com"}, {}, "mongosession"),
         ({"session_domain": "example.com"}, HTTPS, "__Secure-mongosession"),
-        ({"session_path": "/shop"}, {}, "mongosession"),
+        ({"session_path": "/shop"}, {}, "mongosession%2Fshop"),
+        ({"session_path": "/a b/*%2F"}, {}, "mongosession%2Fa%20b%2F%2A%252F"),
+        ({"session_path": "/shop", "session_name": "sid"}, {}, "sid"),
         ({"session_path": "/shop"}, HTTPS, "__Secure-mongosession"),
         ({"session_path": "/"}, HTTPS, "__Host-mongosession"),
         (
@@ -214,6 +352,14 @@ def test_the_name_has_the_prefix_that_is_allowed(
     settings: dict[str, Any], environ: dict[str, Any], name: str
 ) -> None:
     assert cookie_of(settings, **environ).name == name
+
+
+def test_applications_at_different_paths_have_different_cookies_in_development() -> None:
+    paths = ["/", "/a", "/A", "/a/", "/a/b", "/a-b", "/a.b", "/a_b", "/a%2Fb", "/a%b", "/%61", "//"]
+    names = [cookie_of({"session_path": path}).name for path in paths]
+    assert len(set(names)) == len(paths)
+    for name in names:
+        assert re.fullmatch(r"mongosession[!#$%&'*+.^_`|~0-9A-Za-z-]*", name)
 
 
 @pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__HOST-", "__hOsT-"])
@@ -408,35 +554,93 @@ def test_what_is_issued_is_expired_under_the_same_name_domain_and_path(
     assert place(cookie.issue(TOKEN)) == place(cookie.expire())
 
 
-# The line in the log.
+# The lines in the log.
 
 
-def test_a_secure_cookie_over_plain_http_is_logged_once(
-    settings: dict[str, Any], store: MongoStore, caplog: pytest.LogCaptureFixture
+def lines_of(
+    caplog: pytest.LogCaptureFixture, settings: Mapping[str, Any], *environs: dict[str, Any]
+) -> list[tuple[int, str]]:
+    """Return the level and text of what is logged when each request gets a token, twice."""
+    caplog.set_level(logging.INFO, "mongosession_wsgi")
+    policy = policy_of(settings)
+    for environ in [environ_of(**extra) for extra in environs] * 2:
+        policy.issue(policy.cookie_for(environ), TOKEN, environ)
+    assert TOKEN not in caplog.text
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_a_secure_cookie_over_plain_http_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = lines_of(caplog, {}, PUBLIC, {"HTTP_HOST": "db"}, {"REMOTE_ADDR": ""})
+    assert line[0] == logging.WARNING
+    assert line[1].startswith(
+        "A Secure session cookie was set on a request that came by plain HTTP"
+    )
+    for told in ("'example.com'", "X-Forwarded-Proto", "session_secure: true", "false"):
+        assert told in line[1]
+
+
+def test_a_cookie_without_secure_that_is_chosen_automatically_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app = SessionMiddleware(on_session(lambda session: session.update(a=1)), settings, store=store)
-    with caplog.at_level(logging.WARNING, "mongosession_wsgi"):
-        tokens = [Browser(app).get(HTTP_HOST="example.com").token for _ in range(3)]
-    (line,) = caplog.messages
-    assert line.startswith("A Secure session cookie was set on a request that came by plain HTTP")
-    assert "'example.com'" in line
-    assert "X-Forwarded-Proto" in line
-    assert "session_secure" in line
-    assert not any(token in caplog.text for token in tokens if token)
+    (line,) = lines_of(caplog, {"session_secure": "auto"}, {}, {"HTTP_HOST": "127.0.0.1"})
+    assert line[0] == logging.INFO
+    assert line[1].startswith("A session cookie without Secure was set")
+    assert "session_secure: true" in line[1]
 
 
-@pytest.mark.parametrize("environ", [{}, HTTPS])
-def test_a_cookie_that_will_come_back_is_not_logged(
-    environ: dict[str, Any], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("settings", "environ"),
+    [
+        ({"session_secure": False}, {}),
+        ({"session_secure": False}, PUBLIC),
+        ({"session_secure": False}, HTTPS),
+        ({"session_secure": True}, HTTPS),
+        ({}, HTTPS),
+        ({}, HTTPS | PUBLIC),
+    ],
+)
+def test_a_cookie_that_was_asked_for_or_will_come_back_is_not_logged(
+    settings: dict[str, Any], environ: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = policy_of()
-    environ = environ_of(**environ)
-    policy.issue(policy.cookie_for(environ), TOKEN, environ)
-    assert not caplog.messages
+    assert lines_of(caplog, settings, environ) == []
+
+
+def test_each_application_logs_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        caplog.clear()
+        assert len(lines_of(caplog, {}, {}, PUBLIC)) == 2
+
+
+def test_two_cookies_of_the_name_are_logged_once_for_both_cookies(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = policy_of({"session_name": "sid"})
+    two = f"sid={TOKEN}; sid={'u' * 43}"
+    for environ in [environ_of(HTTP_COOKIE=two), environ_of(HTTP_COOKIE=two, **HTTPS)] * 2:
+        cookie = policy.cookie_for(environ)
+        assert cookie.read(environ) is None
+        assert replace(cookie, max_age=None).read(environ) is None
+    (message,) = caplog.messages
+    for told in ("cookies named sid", "parent domain", "path", "session_domain", "session_name"):
+        assert told in message
+    assert TOKEN not in message
+
+
+def test_a_line_is_logged_once_by_many_threads(caplog: pytest.LogCaptureFixture) -> None:
+    cookie, barrier = cookie_of({"session_name": "sid"}), threading.Barrier(8)
+
+    def read() -> None:
+        barrier.wait(timeout=20)
+        cookie.read({"HTTP_COOKIE": "sid=a; sid=b"})
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(caplog.messages) == 1
 
 
 def test_a_host_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    policy = policy_of()
-    environ = environ_of(HTTP_HOST="a\nERROR all is lost")
-    policy.issue(policy.cookie_for(environ), TOKEN, environ)
-    assert "\n" not in caplog.messages[0]
+    ((_, line),) = lines_of(caplog, {}, {"HTTP_HOST": "a\nERROR all is lost"})
+    assert "\n" not in line

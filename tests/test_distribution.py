@@ -53,9 +53,11 @@ def test_the_wheel_installs_alone_and_imports(built: Path, tmp_path: Path) -> No
     assert printed.startswith("SessionMiddleware ")
 
 
-def test_the_distributions_hold_the_types_and_the_licence(built: Path) -> None:
+def test_the_distributions_hold_every_module_the_types_and_the_licence(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mongosession_wsgi").rglob("*.py")}
+    assert modules <= set(names)
     assert "mongosession_wsgi/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +60,10 @@ def masked(text: str) -> str:
 def settings_table() -> str:
     """Return the table of the settings, as the code has it."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    for field in fields(Settings):
-        if field.metadata:
-            default = f"`{shown(field.default)}`" if field.default is not None else "–"
-            rows.append(f"| `{field.metadata['key']}` | {default} | {field.metadata['doc']} |")
+    for row in (field.metadata for field in fields(Settings) if field.metadata):
+        default = "–" if row["told"] is None else f"`{row['told']}`"
+        rows.append(f"| `{row['key']}` | {default} | {row['doc']} |")
     return "\n".join(rows)
-
-
-def shown(default: Any) -> str:
-    if isinstance(default, timedelta):
-        return f"{default.days} days"
-    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+import traceback
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from pymongo import MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure
 
 from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
 from mongosession_wsgi.document import Record, decode, id_of
+from mongosession_wsgi.session import visit_of
 
 from .conftest import Clock
 
@@ -117,59 +117,6 @@ def test_purge_deletes_what_has_expired_and_nothing_else(
     assert store.purge() == 1
     assert store.purge() == 0
     assert stored.count_documents({}) == 2
-
-
-# Indexes.
-
-
-def test_the_indexes_are_made_once_before_the_first_insert(
-    settings: dict[str, Any], stored: Collection[Any]
-) -> None:
-    store = MongoStore(settings)
-    store.retrieve("x" * 43)
-    assert "expires_at_1" not in stored.index_information()
-    store.create()
-    indexes = stored.index_information()
-    assert indexes["expires_at_1"]["expireAfterSeconds"] == 0
-    assert "owner_1" in indexes
-    stored.drop_indexes()
-    store.create()
-    assert "owner_1" not in stored.index_information()
-    store.close()
-
-
-def test_other_threads_insert_nothing_before_the_indexes_are_made(
-    settings: dict[str, Any], stored: Collection[Any]
-) -> None:
-    inserted: list[int] = []
-
-    class Store(MongoStore):
-        def ensure_indexes(self) -> None:
-            others = [pool.submit(self.create) for _ in range(4)]
-            wait(others, timeout=0.2)
-            inserted.append(stored.count_documents({}))
-            super().ensure_indexes()
-
-    store = Store(settings)
-    with ThreadPoolExecutor() as pool:
-        store.create()
-    store.close()
-    assert inserted == [0]
-    assert stored.count_documents({}) == 5
-
-
-def test_refused_indexes_are_one_warning_and_sessions_work(
-    settings: dict[str, Any], stored: Collection[Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    stored.create_index("expires_at", expireAfterSeconds=9999)
-    store = MongoStore(settings)
-    for _ in range(2):
-        assert store.retrieve(store.create({"a": 1}).token or "") == {"a": 1}
-    assert caplog.text.count("indexes of the sessions could not be made") == 1
-    with pytest.raises(StoreError) as caught:
-        store.ensure_indexes()
-    assert isinstance(caught.value.__cause__, OperationFailure)
-    store.close()
 
 
 # Documents of another form.
@@ -315,8 +262,7 @@ def test_a_bad_uri_fails_at_first_use_without_its_password() -> None:
     )
     with pytest.raises(StoreError, match="percent-encoded") as caught:
         store.create()
-    assert "hunter2" not in str(caught.value)
-    assert caught.value.__cause__ is None
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_database_that_is_down_is_a_store_error(settings: dict[str, Any]) -> None:
@@ -335,14 +281,14 @@ def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clo
     for change in (False, True):
         session = store.retrieve(token)
         assert session is not None
-        session.live_until(soon)
+        visit_of(session).live_until(soon)
         if change:
             session["a"] = 2
         store.flush(session)
         assert session.expires_at == soon
         assert (store.retrieve(token) or session).expires_at == soon
     session.regenerate()
-    session.live_until(soon)
+    visit_of(session).live_until(soon)
     store.flush(session)
     clock.advance(minutes=6)
     assert store.retrieve(session.token or "") is None
@@ -351,7 +297,7 @@ def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clo
 def test_an_expiry_that_is_said_is_bound_by_the_lifetime(store: MongoStore, clock: Clock) -> None:
     session = store.open(None)
     session["a"] = 1
-    session.live_until(clock.now + timedelta(days=1000))
+    visit_of(session).live_until(clock.now + timedelta(days=1000))
     store.flush(session)
     assert session.expires_at == clock.now + timedelta(days=30)
     session["a"] = 2

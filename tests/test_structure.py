@@ -14,25 +14,19 @@ import mongosession_wsgi
 PACKAGE = Path(mongosession_wsgi.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
-    "caching": set(),
+    "headers": set(),
     "settings": {"errors"},
     "cookie": {"errors", "settings"},
     "document": {"errors"},
     "session": {"errors", "document"},
     "store": {"errors", "settings", "document", "session"},
-    "exchange": {"errors", "caching", "cookie", "session", "store"},
-    "middleware": {"errors", "caching", "cookie", "exchange", "session", "settings", "store"},
+    "exchange": {"errors", "headers", "cookie", "session", "store"},
+    "middleware": {"errors", "headers", "cookie", "exchange", "session", "settings", "store"},
     "embedded": {"errors"},
-    "administration": {"errors", "document", "store"},
-    "health": {"errors", "document", "store"},
-    "connection": {"errors", "settings", "store"},
-    "console": {"administration", "health"},
-    "commands": {
-        *("__version__", "errors", "administration", "connection", "console", "embedded"),
-        *("health", "settings", "store"),
-    },
-    "cli": {"commands"},
 }
+THE_COMMAND_MAY_IMPORT = {"__version__", "errors", "failures", "settings", "document", "indexes"}
+THE_COMMAND_MAY_IMPORT |= {"store", "embedded"}
+"""What the modules of the command, which only the command imports, are made of."""
 FRAMEWORKS = {"bottle", "django", "falcon", "flask", "paste", "pyramid"}
 ON_TOP = {"errors", "cookie", "exchange", "middleware", "session", "settings", "store"}
 """What the modules of the frameworks, which nothing of ours imports, are made of."""
@@ -40,14 +34,14 @@ MAY_IMPORT |= dict.fromkeys(FRAMEWORKS, ON_TOP)
 
 
 def imports_of(module: Path) -> set[str]:
-    """Return the modules that `module` imports: `.name` for ours, `name` for others."""
+    """Return the modules that `module` imports: `.name` or `..name` for ours, `name` for others."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             names = [node.module] if node.module else [alias.name for alias in node.names]
-            found.update("." * bool(node.level) + name for name in names)
+            found.update("." * node.level + name for name in names)
     return found
 
 
@@ -61,7 +55,15 @@ def test_a_module_imports_only_what_is_below_it(module: Path) -> None:
 @pytest.mark.parametrize("module", sorted(PACKAGE.glob("testing/*.py")), ids=lambda path: path.stem)
 def test_what_is_for_tests_builds_on_the_store(module: Path) -> None:
     beside = {f".{path.stem}" for path in PACKAGE.glob("testing/*.py")}
-    below = {f".{name}" for name in ON_TOP | {"document"}}
+    below = {f"..{name}" for name in ON_TOP | {"document"}}
+    ours = {name for name in imports_of(module) if name.startswith(".")}
+    assert ours <= beside | below
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("cli/*.py")), ids=lambda path: path.stem)
+def test_the_command_builds_on_the_store(module: Path) -> None:
+    beside = {f".{path.stem}" for path in PACKAGE.glob("cli/[!_]*.py")}
+    below = {f"..{name}" for name in THE_COMMAND_MAY_IMPORT}
     ours = {name for name in imports_of(module) if name.startswith(".")}
     assert ours <= beside | below
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import timedelta
-from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -13,9 +11,6 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from mongosession_wsgi.settings import Settings
-
-WHERE_NOT_GIVEN = {"session_expires": Settings().idle, "session_secure": "auto"}
-"""What it comes to that a setting is not given, where the code has a None for that."""
 
 
 class SettingsReference(SphinxDirective):
@@ -28,19 +23,12 @@ class SettingsReference(SphinxDirective):
 def _entries() -> Iterator[str]:
     for field in fields(Settings):
         if field.metadata:
-            key, parse, doc = (field.metadata[name] for name in ("key", "parse", "doc"))
-            yield f":::{{confval}} {key}"
-            yield f":type: {parse.__doc__.removeprefix('Read ').rstrip('.')}"
-            default = WHERE_NOT_GIVEN.get(key, field.default)
-            if default is not None:
-                yield f":default: `{_shown(default)}`"
-            yield f"\n{doc}\n:::\n"
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, timedelta):
-        return f"{default.days} days"
-    return str(default).lower() if isinstance(default, bool) else str(default)
+            row = field.metadata
+            yield f":::{{confval}} {row['key']}"
+            yield f":type: {row['parse'].__doc__.removeprefix('Read ').rstrip('.')}"
+            if row["told"] is not None:
+                yield f":default: `{row['told']}`"
+            yield f"\n{row['doc']}\n:::\n"
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

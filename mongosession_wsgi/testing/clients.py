@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from werkzeug.test import create_environ
 
-from ..cookie import CookiePolicy
-from ..exchange import Exchange
+from ..exchange import Exchanges
 from ..session import Session
 from ..store import MongoStore
 
@@ -31,13 +30,13 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
         with client.session_transaction() as session:
             yield session
         return
-    jar, policy = _jar_of(client), CookiePolicy(store.settings)
+    jar, exchanges = _jar_of(client), Exchanges(store.settings, store)
     environ = create_environ(base_url=jar.base_url)
-    name = policy.cookie_for(environ).name
+    name = exchanges.cookies.cookie_for(environ).name
     token = jar.get(name)
     if token is not None:
         environ["HTTP_COOKIE"] = f"{name}={token}"
-    exchange = Exchange(store, policy, environ)
+    exchange = exchanges.open(environ)
     yield exchange.session
     exchange.commit("200 OK")
     for header, value in exchange.headers([]):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import bson
 from bson.codec_options import CodecOptions
@@ -18,6 +18,7 @@ from ..settings import Settings
 from ..store import MongoStore, utc_now
 from .operators import CODEC, Document, as_stored, matches, updated
 
+T = TypeVar("T")
 _TOO_LARGE = 10334
 
 
@@ -36,28 +37,37 @@ class MemoryStore(MongoStore):
     ) -> None:
         if not isinstance(settings, Settings):
             settings = {"mongodb_session_db": "memory"} | dict(settings or {})
-        super().__init__(settings, client=cast("MongoClient[Any]", _Client()), clock=clock)
+        super().__init__(settings, client=cast("MongoClient[Any]", Client()), clock=clock)
 
 
-class _Client:
-    """What a store uses of a client, of a database and of a collection; there is one of each."""
+class Client:
+    """Be the client, the database and the server of one collection, as far as a store needs them.
+
+    Every command on documents goes through `run`: a subclass may delay, refuse or repeat commands
+    there, for tests of what a store makes of a server's manners.
+    """
 
     def __init__(self) -> None:
         self.client = self.database = self
-        self.options = SimpleNamespace(timeout=None)
+        self.options = SimpleNamespace(timeout=None, direct_connection=False)
         self.read_concern = SimpleNamespace(level=None)
         self.documents: dict[str, bytes] = {}
         self.lock = RLock()
 
-    def get_database(self, _: str) -> _Client:
+    def get_database(self, _: str) -> Client:
         return self
 
     def get_collection(self, name: str, *, codec_options: CodecOptions[Any], **_: Any) -> Any:
-        return _Collection(self, name, codec_options)
+        return Collection(self, name, codec_options)
 
     def command(self, command: Document, *, codec_options: CodecOptions[Any]) -> Document:
-        sessions = _Collection(self, command["find"], codec_options)
+        sessions = self.get_collection(command["find"], codec_options=codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
+
+    def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:  # noqa: ARG002
+        """Carry out the command `name` on the documents of `filter`, which is what `act` does."""
+        with self.lock:
+            return act()
 
 
 class _Found(list[Any]):
@@ -69,76 +79,99 @@ class _Found(list[Any]):
     def __exit__(self, *_: object) -> None: ...
 
 
-class _Collection:
-    """The few commands of a collection that keep sessions, each of them atomic."""
+class Collection:
+    """Keep the documents of a client's sessions, and change them by atomic commands."""
 
-    def __init__(self, client: _Client, name: str, codec_options: CodecOptions[Any]) -> None:
+    def __init__(self, client: Client, name: str, codec_options: CodecOptions[Any]) -> None:
         self.database = client
-        self.name = name
+        self.name = self.full_name = name
         self.codec_options = codec_options
         self.read_concern = client.read_concern
 
-    def with_options(self, codec_options: CodecOptions[Any]) -> _Collection:
-        return _Collection(self.database, self.name, codec_options)
+    def with_options(self, codec_options: CodecOptions[Any]) -> Any:
+        return self.database.get_collection(self.name, codec_options=codec_options)
 
-    def create_indexes(self, _: Iterable[Any]) -> None: ...
+    def list_indexes(self) -> Iterable[Document]:
+        return ()
+
+    def create_index(self, _: str, **__: Any) -> None: ...
 
     def find(self, filter: Document, _: Any = None, *, sort: Any = (), **__: Any) -> _Found:
-        with self.database.lock:
+        def act() -> list[bytes]:
             found = self._matching(filter)
             for field, direction in reversed(sort):
                 found.sort(key=lambda document: document[field], reverse=direction < 0)
-            raw = [self.database.documents[document["_id"]] for document in found]
+            return [self.database.documents[document["_id"]] for document in found]
+
+        raw = self.database.run("find", filter, act)
         return _Found(bson.decode(one, self.codec_options) for one in raw)
 
-    def insert_one(self, document: Any) -> None:
-        with self.database.lock:
-            if document["_id"] in self.database.documents:
-                raise DuplicateKeyError("it is there", 11000, {"keyPattern": {"_id": 1}})
-            self.database.documents[document["_id"]] = bytes(document.raw)
+    def count_documents(self, filter: Document) -> int:
+        return self.database.run("count", filter, lambda: len(self._matching(filter)))
 
-    def replace_one(self, filter: Document, replacement: Any) -> None:
-        with self.database.lock:
-            for document in self._matching(filter)[:1]:
+    def insert_one(self, document: Any) -> None:
+        documents, id_ = self.database.documents, document["_id"]
+
+        def act() -> None:
+            if id_ in documents:
+                raise DuplicateKeyError("it is there", 11000, {"keyPattern": {"_id": 1}})
+            documents[id_] = bytes(document.raw)
+
+        self.database.run("insert_one", {"_id": id_}, act)
+
+    def replace_one(self, filter: Document, replacement: Any) -> Any:
+        def act() -> int:
+            found = self._matching(filter)[:1]
+            for document in found:
                 self.database.documents[document["_id"]] = bytes(replacement.raw)
+            return len(found)
+
+        return SimpleNamespace(matched_count=self.database.run("replace_one", filter, act))
 
     def update_one(self, filter: Document, update: Document) -> Any:
-        return SimpleNamespace(matched_count=int(self._update(filter, update) is not None))
+        found = self._update("update_one", filter, update, 1)
+        return SimpleNamespace(matched_count=len(found))
+
+    def update_many(self, filter: Document, update: Document) -> Any:
+        found = self._update("update_many", filter, update, None)
+        return SimpleNamespace(matched_count=len(found))
 
     def find_one_and_update(self, filter: Document, update: Document) -> Any:
-        before = self._update(filter, update)
-        return None if before is None else bson.decode(before, self.codec_options)
-
-    def delete_one(self, filter: Document) -> Any:
-        return self._delete(filter, 1)
+        before = self._update("find_one_and_update", filter, update, 1)
+        return bson.decode(before[0], self.codec_options) if before else None
 
     def delete_many(self, filter: Document) -> Any:
-        return self._delete(filter, None)
+        def act() -> int:
+            found = self._matching(filter)
+            for document in found:
+                del self.database.documents[document["_id"]]
+            return len(found)
+
+        return SimpleNamespace(deleted_count=self.database.run("delete_many", filter, act))
 
     def _matching(self, filter: Document) -> list[Document]:
         wanted, documents = as_stored(filter), self.database.documents
-        with self.database.lock:
-            if isinstance(filter.get("_id"), str):
-                raw = [documents[id_] for id_ in (filter["_id"],) if id_ in documents]
-            else:
-                raw = list(documents.values())
+        if isinstance(filter.get("_id"), str):
+            raw = [documents[id_] for id_ in (filter["_id"],) if id_ in documents]
+        else:
+            raw = list(documents.values())
         decoded = (bson.decode(document, CODEC) for document in raw)
         return [document for document in decoded if matches(document, wanted)]
 
-    def _update(self, filter: Document, update: Document) -> bytes | None:
-        with self.database.lock:
-            for document in self._matching(filter)[:1]:
-                before = self.database.documents[document["_id"]]
+    def _update(
+        self, name: str, filter: Document, update: Document, most: int | None
+    ) -> list[bytes]:
+        """Update what matches; return the documents as they were before."""
+        documents = self.database.documents
+
+        def act() -> list[bytes]:
+            before = []
+            for document in self._matching(filter)[:most]:
                 after = bson.encode(updated(document, as_stored(update)))
                 if len(after) > MAX_SIZE:
                     raise OperationFailure("the document is too large", _TOO_LARGE)
-                self.database.documents[document["_id"]] = after
-                return before
-        return None
+                before.append(documents[document["_id"]])
+                documents[document["_id"]] = after
+            return before
 
-    def _delete(self, filter: Document, most: int | None) -> Any:
-        with self.database.lock:
-            found = self._matching(filter)[:most]
-            for document in found:
-                del self.database.documents[document["_id"]]
-        return SimpleNamespace(deleted_count=len(found))
+        return self.database.run(name, filter, act)

@@ -33,6 +33,8 @@ def matches(document: Document, filter: Document) -> bool:
 
 
 def _fulfils(value: Any, condition: Any) -> bool:
+    if condition is None:
+        return value is None or value is _MISSING
     if not (isinstance(condition, dict) and all(name.startswith("$") for name in condition)):
         return bool(value == condition)
     return all(_holds(value, operator, operand) for operator, operand in condition.items())
@@ -53,6 +55,10 @@ def _holds(value: Any, operator: str, operand: Any) -> bool:
             return value in operand
         case "$gt":
             return type(value) is type(operand) and bool(value > operand)
+        case "$gte":
+            return type(value) is type(operand) and bool(value >= operand)
+        case "$lt":
+            return type(value) is type(operand) and bool(value < operand)
         case "$lte":
             return type(value) is type(operand) and bool(value <= operand)
     raise _unknown(operator)

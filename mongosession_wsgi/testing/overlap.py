@@ -73,10 +73,31 @@ class Overlap:
         clock.advance(seconds=61)
         assert store.retrieve(old or "") is None
 
-    def test_of_two_logins_at_once_one_wins(self, store: MongoStore) -> None:
+    def test_of_two_logins_at_once_both_are_logged_in(self, store: MongoStore) -> None:
         token = store.create({"a": 1}).token
-        one, two = seen(store, token), seen(store, token)
-        for session, owner in ((one, "alice"), (two, "bob")):
+        requests = [seen(store, token) for _ in range(3)]
+        for session, owner in zip(requests, ("alice", "alice", "bob"), strict=True):
             session.login(owner)
             store.flush(session)
-        assert [info.owner for info in store.sessions()] == ["alice"]
+        found = sorted((info.owner or "", info.data) for info in store.sessions())
+        assert found == [("alice", {"a": 1}), ("alice", {"a": 1}), ("bob", {})]
+
+    def test_a_logout_follows_a_new_token(self, store: MongoStore) -> None:
+        session = store.create({"a": 1})
+        logout = seen(store, session.token)
+        session.regenerate()
+        store.flush(session)
+        assert store.destroy(logout)
+        assert list(store.sessions()) == []
+
+    def test_an_owners_sessions_end_under_every_token(self, store: MongoStore) -> None:
+        session = store.open(None)
+        session.login("alice")
+        store.flush(session)
+        first = session.id
+        for _ in range(3):
+            session.regenerate()
+            store.flush(session)
+        assert store.revoke_all("alice", keep=first) == 0
+        assert store.revoke_all("alice") == 1
+        assert list(store.sessions()) == []

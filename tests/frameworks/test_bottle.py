@@ -253,7 +253,7 @@ def test_the_settings_may_be_those_of_bottle(settings: dict[str, Any], tmp_path:
     app.install(MongoSessionPlugin(app.config))
     app.get("/")(count)
     assert bodies(Browser(app), "/") == ["1"]
-    app.wsgi._store.close()
+    app.wsgi._exchanges.store.close()
 
 
 def test_an_application_that_is_mounted_shares_the_session(

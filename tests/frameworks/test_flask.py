@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import urlencode
@@ -22,24 +25,25 @@ from flask import (
     render_template_string,
     request,
     request_finished,
-    session,
     stream_with_context,
 )
 from flask.testing import FlaskClient
 from markupsafe import Markup
+from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from mongosession_wsgi import (
     MongoStore,
     SessionDataError,
     SessionMiddleware,
+    SessionWarning,
     SettingsError,
     StoreError,
 )
-from mongosession_wsgi.flask import MongoSession, MongoSessionInterface
+from mongosession_wsgi.flask import MongoSession, MongoSessionInterface, session
 
 from ..conftest import Clock
-from ..wsgi import COOKIE, DOWN, Browser, conforming
+from ..wsgi import COOKIE, DOWN, Browser, conforming, environ_of, on_session
 from ..wsgi import Response as Answer
 
 
@@ -182,6 +186,35 @@ def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -
     assert seen == [(True, True)]
 
 
+@pytest.mark.parametrize(
+    ("use", "modified"),
+    [
+        (lambda: "untouched", False),
+        (lambda: session.get("n"), False),
+        (lambda: session.update(n=2), True),
+        (lambda: session["list"].append(1), True),
+        (lambda: session["list"].append({1}), True),  # This cannot be stored.
+        (lambda: session.login("alice"), True),
+        (lambda: session.clear(), True),
+        (lambda: session.__setattr__("permanent", True), True),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_modified_says_what_the_request_did_also_after_the_commit(
+    use: Callable[[], Any], modified: bool, status: int, app: Flask, visitor: FlaskClient
+) -> None:
+    at_teardown: list[bool] = []
+    app.teardown_request(lambda _: at_teardown.append(session.modified))
+    on(app, "/fill")(lambda: session.update(n=1, list=[]))
+    on(app)(lambda: (str(use()), status))
+    visitor.get("/fill")
+    with visitor:
+        visitor.get("/")
+        assert session.modified is modified
+    assert at_teardown[0] is True
+    assert set(at_teardown[1:]) == {modified}
+
+
 def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
     app: Flask, browser: Browser
 ) -> None:
@@ -311,14 +344,150 @@ def test_permanent_decides_how_long_the_cookie_lasts(app: Flask, browser: Browse
         return session.permanent
 
     assert "Max-Age" not in str(browser.get().cookie)
-    assert "Max-Age=10800;" in str(browser.get("/?permanent=yes").cookie)
-    answer = browser.get()
-    assert "Max-Age=10800;" in str(answer.cookie), "sent with every response, as Flask does"
-    assert answer.body == b"True"
+    answer = browser.get("/?permanent=yes")
+    assert "Max-Age=10800;" in str(answer.cookie)
     assert answer.header("Cache-Control") == "private"
-    browser.get("/?permanent=no")
+    assert browser.get().body == b"True"
+    answer = browser.get("/?permanent=no")
+    assert answer.cookie, "the browser is to forget it when it is closed"
+    assert "Max-Age" not in answer.cookie
+    assert "Expires" not in answer.cookie
     answer = browser.get()
     assert (answer.body, answer.cookie) == (b"False", None)
+
+
+def test_the_cookie_of_a_permanent_session_follows_an_acknowledged_write(
+    app: Flask, browser: Browser, clock: Clock
+) -> None:
+    n = iter(range(100))
+    on(app, "/start")(lambda: session.update(_permanent=True, n=next(n)))
+    on(app, "/set")(lambda: session.update(n=next(n)))
+    on(app, "/change")(lambda: session.update(n=session["n"] + next(n)))
+    on(app)(lambda: session["n"])
+    assert "Max-Age" in str(browser.get("/start").cookie)
+    assert browser.get().cookie is None, "it is not due for a renewal"
+    answer = browser.get("/set")
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (["update"], True)
+    answer = browser.get("/change")
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (["find", "update"], True)
+    clock.advance(minutes=6)
+    answer = browser.get()
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (["find", "update"], True)
+    app.config["SESSION_REFRESH_EACH_REQUEST"] = False
+    clock.advance(minutes=6)
+    assert browser.get().cookie is None
+    assert browser.get("/set").cookie, "Flask sends it after a change all the same"
+
+
+@pytest.mark.parametrize("minutes", [0, 6])
+def test_a_slow_page_does_not_set_the_cookie_from_before_a_login(
+    minutes: int, app: Flask, browser: Browser, clock: Clock
+) -> None:
+    meanwhile: list[Callable[[], Any]] = []
+
+    @on(app)
+    def _() -> str:
+        seen = str(session["n"])
+        while meanwhile:
+            meanwhile.pop()()
+        return seen
+
+    on(app, "/start")(lambda: session.update(_permanent=True, n=1))
+    on(app, "/login")(lambda: session.login("alice", remember=True))
+    browser.get("/start")
+    clock.advance(minutes=minutes)
+    other = Browser(app, browser.cookie)
+    meanwhile.append(lambda: other.get("/login"))
+    assert browser.get().cookie is None
+    assert other.token != browser.token
+    assert other.get().body == b"1"
+
+
+def test_a_permanent_session_is_a_remembered_one(
+    app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    on(app, "/fill")(lambda: session.update(n=1))
+    on(app, "/last")(lambda: session.__setattr__("permanent", True))
+    on(app, "/login")(lambda: session.login("alice", remember="remember" in request.args))
+    on(app, "/forget")(lambda: session.pop("_permanent"))
+    on(app)(lambda: str((session.permanent, "_permanent" in session)))
+
+    def state() -> tuple[str, list[bool]]:
+        return browser.get().body.decode(), [info.remembered for info in store.sessions()]
+
+    browser.get("/fill")
+    assert state() == ("(False, False)", [False])
+    browser.get("/last")
+    assert state() == ("(True, True)", [True])
+    assert "Max-Age" not in str(browser.get("/login").cookie)
+    assert state() == ("(False, False)", [False])
+    assert "Max-Age" in str(browser.get("/login?remember").cookie)
+    assert state() == ("(True, True)", [True])
+    browser.get("/forget")
+    assert state() == ("(False, False)", [False])
+
+
+@pytest.mark.parametrize("order", [["permanent", "login"], ["login", "permanent"]])
+@pytest.mark.parametrize("before", ["", "/fill", "/last"])
+def test_a_login_of_a_permanent_session_is_remembered_in_any_order(
+    before: str, order: list[str], app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    on(app, "/fill")(lambda: session.update(n=1))
+    on(app, "/last")(lambda: session.update(_permanent=True))
+    acts = {
+        "permanent": lambda: session.__setattr__("permanent", True),
+        "login": lambda: session.login("alice"),
+    }
+    on(app, "/login")(lambda: [acts[act]() for act in order])
+    if before:
+        browser.get(before)
+    assert "Max-Age" in str(browser.get("/login").cookie)
+    (info,) = store.sessions("alice")
+    assert info.remembered
+    assert info.data["_permanent"] is True
+    assert browser.get("/fill").commands == ["update"], "its token tells the idle time"
+
+
+def test_a_permanent_session_that_begins_after_a_logout_costs_no_look(
+    app: Flask, browser: Browser
+) -> None:
+    @on(app, "/login")
+    def _() -> None:
+        session.clear()
+        session["user_id"] = 1
+        session.permanent = "remember" in request.args
+
+    answer = browser.get("/login?remember")
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (["insert"], True)
+    answer = browser.get("/login")
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (["delete", "insert"], False)
+
+
+def test_what_another_application_remembers_stays_so(
+    app: Flask, browser: Browser, settings: dict[str, Any], store: MongoStore
+) -> None:
+    login = SessionMiddleware(on_session(lambda s: s.login("alice", remember=True)), settings,
+                              store=store)  # fmt: skip
+    on(app)(lambda: session.permanent)
+    on(app, "/set")(lambda: session.update(n=session.get("n", 0) + 1))
+    other = Browser(login)
+    other.get()
+    browser.cookie = other.cookie
+    answer = browser.get()
+    assert (answer.body, answer.commands) == (b"True", ["find"])
+    assert "Max-Age" in str(browser.get("/set").cookie)
+
+
+def test_a_permanent_session_of_version_1_becomes_a_remembered_one(
+    app: Flask, browser: Browser, stored: Collection[Any], store: MongoStore
+) -> None:
+    on(app, "/last")(lambda: session.update(_permanent=True))
+    on(app)(lambda: session.permanent)
+    browser.get("/last")
+    stored.update_one({}, {"$unset": {"remember": 1}})
+    assert "Max-Age" in str(browser.get().cookie)
+    assert [info.remembered for info in store.sessions()] == [True]
+    assert browser.get().commands == ["find"]
 
 
 def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Browser) -> None:
@@ -353,6 +522,75 @@ def test_the_lifetime_of_flask_is_the_idle_time(
     Browser(app).get()
     (document,) = stored.find()
     assert document["expires_at"] - document["seen_at"] == timedelta(hours=1)
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_the_lifetime_of_flask_is_that_of_now(
+    permanent: bool, app: Flask, browser: Browser, store: MongoStore, clock: Clock
+) -> None:
+    on(app, "/set")(lambda: session.update(a=1, _permanent=permanent))
+    on(app)(lambda: session.get("a"))
+    app.permanent_session_lifetime = timedelta(days=20)
+    browser.get("/set")
+    clock.advance(days=19)
+    assert [info.data["a"] for info in store.sessions()] == [1], "the store knows it too"
+    assert store.retrieve(browser.token)
+    assert browser.get().body == b"1"
+    clock.advance(hours=2)
+    app.permanent_session_lifetime = timedelta(hours=1)
+    assert not list(store.sessions())
+    assert browser.get().body == b"None"
+
+
+def test_what_a_hook_says_of_the_lifetime_counts_in_the_same_request(
+    app: Flask, browser: Browser, store: MongoStore, clock: Clock
+) -> None:
+    @app.before_request
+    def five_minutes() -> None:
+        session.permanent = True
+        app.permanent_session_lifetime = timedelta(minutes=5)
+
+    on(app)(lambda: session.update(n=session.get("n", 0) + 1))
+    for _ in range(2):
+        assert "Max-Age=300;" in str(browser.get().cookie)
+        (info,) = store.sessions()
+        assert info.expires_at - clock() == timedelta(minutes=5)
+
+
+def test_the_times_of_a_given_store_come_before_the_lifetime_of_flask(
+    settings: dict[str, Any], clock: Clock
+) -> None:
+    times = {"session_expires": "2 hours", "session_remember": "5 days"}
+    store = MongoStore(settings | times, clock=clock)
+    app = flask_app(MongoSessionInterface(store=store), PERMANENT_SESSION_LIFETIME=60)
+
+    @on(app)
+    def _() -> None:
+        session["a"] = 1
+        session.permanent = "permanent" in request.args
+
+    Browser(app).get()
+    assert [info.expires_at - clock() for info in store.sessions()] == [timedelta(hours=2)]
+    assert f"Max-Age={5 * 24 * 3600};" in str(Browser(app).get("/?permanent").cookie)
+    store.close()
+
+
+def test_session_remember_is_the_idle_time_of_permanent_sessions(settings: dict[str, Any]) -> None:
+    app = flask_app(
+        MongoSessionInterface(settings | {"session_remember": "30 days"}),
+        PERMANENT_SESSION_LIFETIME=60,
+    )
+    on(app)(lambda: session.update(_permanent=True))
+    assert f"Max-Age={30 * 24 * 3600};" in str(Browser(app).get().cookie)
+
+
+@pytest.mark.parametrize("lifetime", [0, "soon", timedelta(-1)])
+def test_a_bad_lifetime_is_refused(lifetime: Any, settings: dict[str, Any]) -> None:
+    app = flask_app(None, PERMANENT_SESSION_LIFETIME=lifetime)
+    with pytest.raises(
+        (SettingsError, TypeError), match=r"PERMANENT_SESSION_LIFETIME|timedelta seconds"
+    ):
+        MongoSessionInterface(settings).init_app(app)
 
 
 def test_the_lifetime_of_flask_may_be_longer_than_that_of_any_cookie(
@@ -438,6 +676,154 @@ def test_bad_settings_in_the_config_are_refused_at_the_first_request() -> None:
     app = flask_app(MongoSessionInterface(), TESTING=True, MONGODB_SESION_DB="myapp")
     with pytest.raises(SettingsError, match="did you mean mongodb_session_db"):
         app.test_client().get("/")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"MONGODB_SESION_DB": "myapp"}, "mongodb_session_db"),
+        ({"MONGODB_SESSION_DB": "a", "SESSION_COOKIE_NAME": "__Host-x", "APPLICATION_ROOT": "/x"},
+         "session_name"),
+        ({"MONGODB_SESSION_DB": "a", "SESSION_COOKIE_DOMAIN": "http://x"}, "session_domain"),
+    ],
+)  # fmt: skip
+def test_init_app_refuses_bad_settings_at_once(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        MongoSessionInterface().init_app(flask_app(None, **config))
+
+
+def test_init_app_makes_it_the_interface(settings: dict[str, Any]) -> None:
+    app = flask_app(None, **{key.upper(): value for key, value in settings.items()})
+    sessions = MongoSessionInterface()
+    sessions.init_app(app)
+    assert app.session_interface is sessions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([Flask("shop")], r"init_app\(app\)"),
+        ([MongoStore({"mongodb_session_db": "a"})], "mapping"),
+    ],
+)
+def test_wrong_arguments_say_so(arguments: list[Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        MongoSessionInterface(*arguments)
+    with pytest.raises(TypeError, match="class MongoStore"):
+        MongoSessionInterface(store=MongoStore)  # type: ignore[arg-type]
+
+
+def test_a_class_in_place_of_an_interface_is_told_so() -> None:
+    app = flask_app(MongoSessionInterface, TESTING=True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"must be MongoSessionInterface\(\), not the class"):
+        app.test_client().get("/")
+
+
+def test_one_interface_serves_several_applications(mongodb_uri: str, database: str) -> None:
+    sessions = MongoSessionInterface()
+
+    def create_app(name: str, **config: Any) -> Flask:
+        app = flask_app(
+            sessions,
+            MONGODB_HOST=mongodb_uri,
+            MONGODB_SESSION_DB=database,
+            MONGODB_SESSION_COLL=name,
+            SESSION_COOKIE_NAME=f"{name}_sid",
+            **config,
+        )
+        on(app)(lambda: session.update(n=session.get("n", 0) + 1))
+        on(app, "/n")(lambda: session["n"])
+        return app
+
+    one, two = create_app("one"), create_app("two", PERMANENT_SESSION_LIFETIME=60)
+    for name, app in {"one": one, "two": two, "one ": one}.items():
+        browser = Browser(app)
+        assert str(browser.get().cookie).startswith(f"{name.strip()}_sid=")
+        browser.get()
+        assert browser.get("/n").body == b"2"
+    with MongoClient(mongodb_uri) as client:
+        assert client[database]["one"].count_documents({}) == 2
+        assert client[database]["two"].count_documents({}) == 1
+    application = weakref.ref(two)
+    del two, app, browser
+    gc.collect()
+    assert application() is None, "the interface does not keep an application"
+    assert len(sessions._exchanges) == 1
+
+
+# The hooks of the interface.
+
+
+class ByTenant(MongoSessionInterface):
+    """One cookie for each host, and none for the addresses of an API."""
+
+    def get_cookie_name(self, app: Flask) -> str:
+        return f"sid_{request.host.partition('.')[0]}"
+
+    def get_cookie_domain(self, app: Flask) -> str:
+        return request.host
+
+    def should_set_cookie(self, app: Flask, session: Any) -> bool:
+        return "api" not in request.path
+
+
+def test_the_hooks_are_asked_for_each_request(settings: dict[str, Any], store: MongoStore) -> None:
+    app = flask_app(ByTenant(settings, store=store))
+    on(app)(lambda: session.update(n=session.get("n", 0) + 1))
+    on(app, "/api")(lambda: session.update(n=1, _permanent=True))
+    for tenant in ("red", "blue", "red"):
+        https = {"wsgi.url_scheme": "https", "HTTP_HOST": f"{tenant}.example"}
+        browser = Browser(app, environ=https)
+        name, *attributes = str(browser.get().cookie).split("; ")
+        assert name.startswith(f"sid_{tenant}=")
+        assert f"Domain={tenant}.example" in attributes
+        assert browser.get().commands == ["find", "update"]
+        assert browser.get("/api").cookie is None
+    assert {info.data["n"] for info in store.sessions()} == {1}
+
+
+def test_a_hook_that_always_wants_a_cookie_gets_none_for_a_token_that_may_be_dead(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    class Always(MongoSessionInterface):
+        def should_set_cookie(self, app: Flask, session: Any) -> bool:
+            return True
+
+    app = flask_app(Always(settings, store=store))
+    on(app, "/set")(lambda: session.update(n=1, _permanent=True))
+    on(app)(lambda: session["n"])
+    browser = Browser(app)
+    assert browser.get("/set").cookie
+    assert browser.get().cookie is None
+
+
+def test_what_flask_says_of_the_cookie_counts_when_it_is_sent(app: Flask) -> None:
+    @app.before_request
+    def strict() -> None:
+        app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
+
+    on(app)(lambda: session.update(a=1))
+    assert "SameSite=Strict" in str(Browser(app).get().cookie)
+    app.before_request_funcs.clear()
+    app.config["SESSION_COOKIE_SAMESITE"] = None
+    assert "SameSite=Lax" in str(Browser(app).get().cookie)
+
+
+def test_a_logout_expires_the_cookie_that_the_settings_name(app: Flask, browser: Browser) -> None:
+    on(app, "/set")(lambda: session.update(a=1))
+    on(app)(lambda: session.clear())
+    app.config["SESSION_COOKIE_NAME"] = "sid"
+    app.config["SESSION_COOKIE_PATH"] = "/shop"
+    browser.get("/set")
+    cookie = str(browser.get().cookie)
+    assert cookie.startswith("sid=;")
+    assert "Path=/shop" in cookie
+
+
+def test_false_is_no_domain(settings: dict[str, Any]) -> None:
+    app = flask_app(MongoSessionInterface(settings), SESSION_COOKIE_DOMAIN=False)
+    on(app)(lambda: session.update(a=1))
+    assert "Domain" not in str(Browser(app).get().cookie)
 
 
 # What is built on sessions: messages, tests, streams, blueprints, contexts.
@@ -673,6 +1059,29 @@ def test_a_logout_is_carried_out_though_the_error_is_passed_on(
     assert stored.count_documents({}) == 0
 
 
+class Interruption(BaseException):
+    """What ends a request and is no error, as the timeouts of gevent and gunicorn are."""
+
+
+@pytest.mark.parametrize("testing", [True, False])
+@pytest.mark.parametrize("error", [Interruption, StoreError("of another store")])
+def test_a_logout_is_carried_out_whatever_ends_the_request(
+    error: Any, testing: bool, app: Flask, visitor: FlaskClient, stored: Collection[Any]
+) -> None:
+    app.testing = testing
+
+    @on(app)
+    def _() -> None:
+        session.clear()
+        raise error
+
+    on(app, "/set")(lambda: session.update(n=1))
+    visitor.get("/set")
+    with suppress(Interruption, StoreError):
+        assert visitor.get("/").status_code == 503
+    assert stored.count_documents({}) == 0
+
+
 def test_what_cannot_be_stored_fails_the_request(app: Flask, browser: Browser) -> None:
     failing(app)
     on(app, "/bad")(lambda: session.setdefault("list", []).append({1}))
@@ -893,6 +1302,92 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     assert alice.post("/form").status_code == 400
     mallory.get("/")
     assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
+
+
+def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
+    csrf = pytest.importorskip("flask_wtf.csrf")
+    csrf.CSRFProtect(app)
+    page = "{{ csrf_token() }}"
+
+    @on(app, "/login", methods=["POST"])
+    def _() -> str:
+        session.login("alice")
+        return render_template_string(page)
+
+    on(app)(lambda: render_template_string(page))
+    on(app, "/set")(lambda: session.update(cart=["tea"]))
+    on(app, "/pay", methods=["POST"])(lambda: session["cart"])
+    visitor = app.test_client()
+    visitor.get("/set")
+    known = visitor.get("/").text
+    fresh = visitor.post("/login", data={"csrf_token": known}).text
+    assert visitor.post("/pay", data={"csrf_token": known}).status_code == 400
+    assert visitor.post("/pay", data={"csrf_token": fresh}).text == "['tea']"
+    assert visitor.post("/pay", data={"csrf_token": visitor.get("/").text}).text == "['tea']"
+
+
+def test_the_csrf_token_may_have_another_name(app: Flask, browser: Browser) -> None:
+    app.config["WTF_CSRF_FIELD_NAME"] = "other"
+    on(app, "/set")(lambda: session.update(other="s", csrf_token="t"))
+    on(app, "/login")(lambda: session.login("alice"))
+    on(app)(lambda: sorted(session))
+    browser.get("/set")
+    browser.get("/login")
+    assert browser.get().body == b"['csrf_token']"
+
+
+def test_a_login_in_a_transaction_of_the_test_client(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session.owner)
+    with visitor.session_transaction() as mine:
+        mine.login("alice")  # type: ignore[attr-defined]
+    assert visitor.get("/").text == "alice"
+
+
+# WebSockets.
+
+
+def test_a_view_that_took_the_socket_over_begins_no_session(
+    app: Flask, browser: Browser, stored: Collection[Any]
+) -> None:
+    class Taken(Response):
+        """What flask-sock returns: under gunicorn its call ends in StopIteration."""
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            raise StopIteration
+
+    @on(app, "/chat", websocket=True)
+    def _() -> Response:
+        session["last"] = "hello"
+        return Taken()
+
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app)(lambda: sorted(session))
+    handshake = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "Upgrade"}
+
+    def chat() -> None:
+        environ = environ_of("/chat", **handshake)
+        if browser.cookie:
+            environ["HTTP_COOKIE"] = browser.cookie
+        with pytest.raises(StopIteration):
+            Flask.wsgi_app(app, environ, lambda *_: None)
+
+    with pytest.warns(SessionWarning, match="no cookie"):
+        chat()
+    assert stored.count_documents({}) == 0
+    browser.get("/set")
+    chat()
+    assert browser.get().body == b"['last', 'n']"
+
+
+def test_a_handshake_that_is_refused_is_an_ordinary_request(app: Flask, browser: Browser) -> None:
+    @on(app, "/chat", websocket=True)
+    def _() -> Any:
+        flash("Log in first.")
+        return redirect("/")
+
+    on(app)(lambda: get_flashed_messages())
+    browser.get("/chat", HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    assert browser.get().body == b"['Log in first.']"
 
 
 def test_an_answer_that_takes_the_place_of_a_committed_one_keeps_its_cookie(

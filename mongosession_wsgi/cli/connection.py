@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import shlex
+import socket
 from collections.abc import Callable, Mapping
 from configparser import ConfigParser, InterpolationError
 from configparser import Error as ConfigError
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
-from .errors import SettingsError
-from .settings import Settings
-from .store import MongoStore
+import click
+from pymongo.errors import ServerSelectionTimeoutError
+
+from ..errors import SettingsError, StoreError
+from ..failures import explained
+from ..settings import Settings
+from ..store import MongoStore
+from .arguments import fault_of
+from .reasons import secrets_of, without
 
 _VARIABLES = {
     "MONGODB_URI": "mongodb_host",
     "MONGOSESSION_DB": "mongodb_session_db",
     "MONGOSESSION_COLL": "mongodb_session_coll",
 }
+_OPTIONS = {
+    "file": "--settings",
+    "section": "--section",
+    "uri": "--uri",
+    "database": "--db",
+    "collection": "--coll",
+}
+_LONGEST_LOOK = 1.0
+"""The seconds that a look for a refused connection may take; a refusal needs far less."""
+_BETWEEN_LOOKS = 0.01
+_FINAL = {errno.ECONNREFUSED, errno.ENOENT} | {
+    value for name, value in vars(socket).items() if name.startswith("EAI_")
+}
+"""The numbers of errors that do not pass by themselves: a refusal, no such socket, no such name."""
 
 
 @dataclass
 class Connection:
-    """What the command line says of where the sessions are."""
+    """Where the sessions are, as the command line says."""
 
     file: Path | None = None
     section: str | None = None
     uri: str | None = None
     database: str | None = None
     collection: str | None = None
+    secrets: frozenset[str] = frozenset()
+    """The passwords of the last settings, which nothing may show."""
 
     def settings(self, environment: Mapping[str, str]) -> Settings:
         """Return the settings: those of the file, else of the environment, and what is given.
 
-        Raises `SettingsError`.
+        Raises `SettingsError`, and `click.UsageError` for a variable that is no text.
         """
-        if self.file is None:
-            found: dict[str, Any] = {
-                key: environment[name] for name, key in _VARIABLES.items() if environment.get(name)
-            }
-        else:
-            found = read(self.file, self.section)
-        given = {
+        options = {
             "mongodb_host": self.uri,
             "mongodb_session_db": self.database,
             "mongodb_session_coll": self.collection,
         }
-        settings = Settings.parse(found | {key: value for key, value in given.items() if value})
+        given = {key: value for key, value in options.items() if value}
+        if self.section is not None and self.file is None:
+            raise click.UsageError("--section is the section of a file; give --settings too")
+        if self.file is None:
+            found: dict[str, Any] = _variables(environment, given)
+        else:
+            found = read(self.file, self.section)
+        settings = Settings.parse(found | given)
+        self.secrets = secrets_of(settings.client_options)
         if settings.database is None:
             raise SettingsError(
                 "Which sessions? Name their database: --settings FILE with mongodb_session_db, "
@@ -69,6 +98,55 @@ class Connection:
             settings = replace(settings, client_options=options)
         return MongoStore(settings)
 
+    def hint(self, *words: str) -> str:
+        """Return the command of these words with the options that were given, for a next step."""
+        given = {option: getattr(self, name) for name, option in _OPTIONS.items()}
+        shown = [
+            word
+            for option, value in given.items()
+            if value is not None
+            for word in (option, without((), str(value)))
+        ]
+        return f"mongosession {shlex.join((*words, *shown))}"
+
+
+def _variables(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of the environment, but for those that options replace."""
+    found: dict[str, Any] = {}
+    for name, key in _VARIABLES.items():
+        value = environment.get(name)
+        if value and key not in given:
+            fault = fault_of(value)
+            if fault is not None:
+                raise click.UsageError(f"Invalid value for {name} in the environment: it {fault}")
+            found[key] = value
+    return found
+
+
+def reach(store: MongoStore) -> None:
+    """Raise `StoreError` at once if no server can be reached, and to wait is of no use.
+
+    The driver would look for a server for 5 seconds, in which a refused connection stays refused.
+    Any other trouble is left to the first command.
+    """
+    client = store.client
+    until = monotonic() + min(_LONGEST_LOOK, client.options.server_selection_timeout)
+    while monotonic() < until:
+        servers = client.topology_description.server_descriptions().values()
+        errors = [str(server.error) for server in servers if server.error is not None]
+        if any(server.is_server_type_known for server in servers):
+            return
+        if errors and len(errors) == len(servers) and all(map(_is_final, errors)):
+            error = ServerSelectionTimeoutError(", ".join(sorted(errors)))
+            raise StoreError(explained(error)) from error
+        sleep(_BETWEEN_LOOKS)
+
+
+def _is_final(error: str) -> bool:
+    """Say whether an error of a connection lasts; the driver keeps no more of it than its text."""
+    number = re.search(r"\[Errno (-?\d+)\]", error)
+    return number is not None and int(number[1]) in _FINAL
+
 
 def read(file: Path, section: str | None = None) -> dict[str, Any]:
     """Read the flat mapping of a YAML, JSON or INI file, its kind told by the name's ending."""
@@ -79,16 +157,27 @@ def read(file: Path, section: str | None = None) -> dict[str, Any]:
         found = _READERS[kind](file, section)
     except OSError as error:
         raise SettingsError(f"--settings {file}: {error.strerror}") from None
-    except (ValueError, ConfigError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        # What the parser quotes may be a line with a password.
+    except SettingsError:
+        raise
+    except UnicodeDecodeError:
+        raise SettingsError(f"--settings {file}: is no text in UTF-8") from None
+    except (ValueError, RecursionError, ConfigError) as error:
+        # The text of the parser's error may be a line with a password.
         line = getattr(error, "lineno", None)
         where = "" if line is None else f", see line {line}"
         raise SettingsError(f"--settings {file}: is not well formed{where}") from None
     if not isinstance(found, dict):
         raise SettingsError(f"--settings {file}: must be one mapping of keys to values")
+    _check_texts(file, found)
     return found
+
+
+def _check_texts(file: Path, found: dict[Any, Any]) -> None:
+    """Refuse lone surrogates, which JSON and YAML can spell and no database takes."""
+    for key, value in found.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= one <= "\udfff" for one in text):
+                raise SettingsError(f"--settings {file}: the value of {key!a} is no Unicode text")
 
 
 def _from_yaml(file: Path, _: str | None) -> Any:
@@ -99,7 +188,7 @@ def _from_yaml(file: Path, _: str | None) -> Any:
             f"--settings {file}: YAML needs PyYAML; pip install 'mongosession-wsgi[cli]'"
         ) from None
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = "" if mark is None else f", see line {mark.line + 1}"
@@ -109,14 +198,14 @@ def _from_yaml(file: Path, _: str | None) -> Any:
 
 
 def _from_json(file: Path, _: str | None) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8-sig"))
 
 
 def _from_ini(file: Path, section: str | None) -> dict[str, str]:
     """Read a section, `[DEFAULT]` included, as PasteDeploy does."""
     ini = ConfigParser({"here": str(file.absolute().parent), "__file__": str(file.absolute())})
     ini.optionxform = str  # type: ignore[assignment,method-assign]
-    ini.read_string(file.read_text(encoding="utf-8"))
+    ini.read_string(file.read_text(encoding="utf-8-sig"))
     section = section or _only_section(file, ini)
     if section not in ini:
         raise SettingsError(

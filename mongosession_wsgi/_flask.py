@@ -1,0 +1,207 @@
+"""A request to Flask: by the settings and hooks of its moment, and when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from flask import Flask, Response, request
+from flask.sessions import SessionInterface, SessionMixin
+from flask.signals import got_request_exception
+from werkzeug.exceptions import ServiceUnavailable
+
+from .cookie import CookiePolicy
+from .errors import SettingsError, StoreError
+from .exchange import RETRY_AFTER, Exchange, beside
+from .session import visit_of
+from .settings import LONGEST_COOKIE, Settings, span
+from .store import MongoStore, Store
+from .times import Times
+from .visit import NOTHING, Failure, Outcome, State, Visit
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+SESSION = "mongosession_wsgi.session"
+"""Where Flask's request has its session."""
+_OURS = Settings.keys("cookie", "store")
+_HOOKS = {
+    "get_cookie_name": "session_name",
+    "get_cookie_secure": "session_secure",
+    "get_cookie_httponly": "session_is_http_only",
+    "get_cookie_samesite": "session_same_site",
+    "get_cookie_domain": "session_domain",
+    "get_cookie_path": "session_path",
+    "get_cookie_partitioned": "session_partitioned",
+}
+"""Flask's hooks for the cookie, and our keys for what they return."""
+_CONFIG = (
+    *("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_HTTPONLY"),
+    *("SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH"),
+    *("APPLICATION_ROOT", "SESSION_COOKIE_PARTITIONED"),
+)
+"""All that the hooks look at, unless a subclass overrides one."""
+
+
+class Exchanges:
+    """What one application has of an interface: its store, and its cookies and times of now.
+
+    Our own settings are read once; Flask's, and the hooks of the interface, whenever they count.
+    """
+
+    def __init__(
+        self,
+        interface: Any,
+        app: Flask,
+        settings: Mapping[str, Any] | None,
+        store: Store | None,
+    ) -> None:
+        self.interface = interface
+        # An application is there as long as its requests; the interface may outlive it.
+        self._app: Callable[[], Any] = ref(app)
+        given = settings or _settings_in(app.config)
+        self._settings, self.store = beside(Settings.parse(given), store)
+        self._given = {key: value for key, value in given.items() if value not in (None, "")}
+        self._lifetime: Any = None
+        self._times = lru_cache(maxsize=256)(self._times_of)
+        self._hooks = {
+            name: getattr(interface, name) for name in _HOOKS if hasattr(interface, name)
+        }
+        self._are_plain = all(
+            getattr(type(interface), name) is getattr(SessionInterface, name)
+            for name in self._hooks
+        )
+        self._policy = lru_cache(maxsize=256)(self._policy_of)
+        self.times()
+        if self._are_plain:  # To fail now; other hooks may need a request.
+            self.cookies()
+        if isinstance(self.store, MongoStore):
+            self.store.follow(self.times)
+
+    def cookies(self) -> CookiePolicy:
+        """Return the cookies that Flask's settings and the hooks say now."""
+        app = self._app()
+        if self._are_plain:
+            return self._policy(*map(app.config.get, _CONFIG))
+        return self._policy(*[hook(app) for hook in self._hooks.values()])
+
+    def times(self) -> Times:
+        """Return the idle times and the longest life that hold now."""
+        app = self._app()
+        if app is not None:
+            self._lifetime = app.permanent_session_lifetime
+        return self._times(self._lifetime)
+
+    def should_set_cookie(self, session: SessionMixin) -> bool:
+        """Ask the hook whether a cookie is to be sent, now that there is a reason to."""
+        return bool(self.interface.should_set_cookie(self._app(), session))
+
+    def _policy_of(self, *_: Any) -> CookiePolicy:
+        app = self._app()
+        # Flask has the hook for this one since 3.1.
+        flasks = {"session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED")}
+        flasks |= {_HOOKS[name]: hook(app) for name, hook in self._hooks.items()}
+        if flasks["session_name"] == app.default_config["SESSION_COOKIE_NAME"]:
+            del flasks["session_name"]  # Flask's default says nothing.
+        for key in ("session_secure", "session_domain"):
+            flasks[key] = flasks[key] or None
+        # Only the cookie of a permanent session outlives the browser.
+        return CookiePolicy(replace(Settings.parse(flasks | self._given), max_age=None))
+
+    def _times_of(self, lifetime: Any) -> Times:
+        settings = self._settings
+        try:
+            flasks = settings.idle if lifetime is None else min(span(lifetime), LONGEST_COOKIE)
+        except ValueError as error:
+            raise SettingsError(f"PERMANENT_SESSION_LIFETIME: must be {error}") from None
+        idle = settings.max_age or flasks
+        says = self._given.get("session_remember") or settings.remember != Settings().remember
+        return Times(idle, settings.remember if says else idle, settings.lifetime)
+
+
+class FlaskExchange(Exchange):
+    """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
+
+    __slots__ = ("_changes_kind", "_of")
+
+    def __init__(self, of: Exchanges, environ: WSGIEnvironment) -> None:
+        super().__init__(of.store, of.cookies(), environ, of.times())
+        self._of = of
+
+    def commit(self, status: str) -> None:
+        """Store the session; for how long, and in which cookie, is what the settings say now."""
+        visit = self.visit
+        if visit.state is not State.UNTOUCHED:
+            visit.times = self._of.times()
+            if visit.kind is None and visit.draft.data.get("_permanent"):
+                visit.idle_as(True)  # It was stored by version 1, which had no such kind.
+            self._changes_kind = visit.remember is not None
+        super().commit(status)
+
+    def cookie_after(self, outcome: Outcome) -> str | None:
+        """Return the Set-Cookie header that the browser needs now, if any."""
+        visit, of = self.visit, self._of
+        if outcome is Outcome.RENEWED or outcome is Outcome.KEPT:
+            # Only an acknowledged write tells that the token is still good.
+            wrote = outcome is Outcome.RENEWED or (visit.changed and visit.state is State.OPEN)
+            if not (wrote and (visit.kind is True or self._changes_kind)):
+                return None
+            outcome = Outcome.CREATED
+        session = of.interface.session_class(visit)
+        if outcome is Outcome.CREATED and not of.should_set_cookie(session):
+            return None
+        self._cookies = of.cookies()
+        self.cookie = self._cookies.cookie_for(self._environ)
+        return super().cookie_after(outcome)
+
+    def add_headers(self, response: Response) -> None:
+        """Give the response our headers; to append them costs less than to set all anew."""
+        before = list(response.headers)
+        after = self.headers(before)
+        if after[: len(before)] == before:
+            for name, value in after[len(before) :]:
+                response.headers.add(name, value)
+        else:
+            response.headers[:] = after
+
+    def is_taken_over(self, status: str) -> bool:
+        """Say whether the view has talked on a WebSocket, so that no header of ours goes out."""
+        environ = self._environ
+        if "HTTP_UPGRADE" not in environ:
+            return False
+        return status.startswith("2") and bool(environ["HTTP_UPGRADE"].lower() == "websocket")
+
+
+def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our settings in the configuration of an application, where keys are in upper case."""
+    lower = {key.lower(): value for key, value in config.items() if key.isupper()}
+    return {key: lower[key] for key in lower if key.startswith("mongodb_") or key in _OURS}
+
+
+def refuse(app: Flask, response: Response) -> None:
+    """Make a 503 of the page of an error; the application's page, if it has one for that."""
+    page = app.make_response(app.handle_http_exception(ServiceUnavailable()))
+    response.status_code, response.response = 503, page.response
+    response.headers.update(page.headers)
+    response.headers.update({"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"})
+
+
+@got_request_exception.connect
+def _give_up(_: Flask, exception: BaseException) -> None:
+    """Have the page of an error, and the hooks after it, find a session that does not fail."""
+    session = request.__dict__.get(SESSION)
+    if session is None:
+        return
+    visit = visit_of(session)
+    if type(visit.known) is Failure or isinstance(exception, StoreError):
+        session._visit = Visit(None, lambda _: NOTHING, visit.times)
+
+
+def abandon(exc: BaseException | None) -> None:
+    """Carry out a logout though the request has failed, without a response."""
+    session = request.__dict__.get(SESSION) if exc is not None else None
+    if session is not None and session.exchange is not None:
+        session.exchange.abandon()

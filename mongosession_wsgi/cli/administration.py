@@ -1,0 +1,445 @@
+"""Look through all sessions, and end many of them.
+
+Nothing here is called for a request. Long results are yielded piece by piece, so that a million
+sessions need no more memory than one batch; data leaves MongoDB only if it is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+
+import bson
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import OperationFailure, PyMongoError
+
+from .. import document
+from ..document import MARK, SESSION, expired_by
+from ..errors import StoreError
+from ..failures import NOT_ALLOWED, explaining
+from ..indexes import OURS
+from ..store import MongoStore, utc_now
+from .judging import Index, old_indexes
+
+_OLD_NAME = "expires_at_1"
+"""The name of the TTL index that version 1 made."""
+AT_A_TIME = 200
+"""The sessions that one command ends: few enough for an interruption to come soon."""
+_READ_AT_A_TIME = 1000
+"""MongoDB would send 16 MiB at once."""
+
+_SESSION = SESSION | {"_id": {"$type": "string"}}
+_SIZE = {"$bsonSize": "$$ROOT"}
+SIZED = {"v": 1, "size": _SIZE}
+"""A projection that has the server tell the size of a document."""
+_NAMES = ("owner", "label", "remember", "created_at", "seen_at", "expires_at")
+_OUTLINE = dict.fromkeys(_NAMES, 1) | {"v": 1}
+REFUSED = {NOT_ALLOWED, 8000}
+"""The codes of errors: not for this user; not in this tier of Atlas."""
+_NO_LACK = REFUSED | {18, 50, 11601, 16500}
+"""The codes of errors that say nothing of what a server can do: not allowed, too late, too busy."""
+
+SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
+AGES = tuple(
+    timedelta(minutes=minutes)
+    for minutes in (1, 10, 60, 24 * 60, 7 * 24 * 60, 14 * 24 * 60, 30 * 24 * 60)
+)
+
+
+class NotAllowedError(StoreError):
+    """The user of the database may not do that."""
+
+
+class Summary(NamedTuple):
+    """What is known of a session without its data."""
+
+    id: str
+    owner: str | None
+    created_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+    size: int | None
+    """In bytes; None if the server does not tell it."""
+    label: str | None = None
+    remembered: bool = False
+    sealed: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the live sessions: those to which everything applies that is not None."""
+
+    owner: str | None = None
+    idle_for: timedelta | None = None
+    larger_than: int | None = None
+
+    def conditions(self, now: datetime) -> dict[str, Any]:
+        """Return what a live session has to match."""
+        conditions: dict[str, Any] = _SESSION | {"expires_at": {"$gt": now}}
+        if self.owner is not None:
+            conditions["owner"] = self.owner
+        if self.idle_for is not None:
+            conditions["seen_at"] = {"$lte": now - self.idle_for}
+        if self.larger_than is not None:
+            conditions["$expr"] = {"$gt": [_SIZE, self.larger_than]}
+        return conditions
+
+
+@dataclass
+class Statistics:
+    """How many sessions there are, and of what kinds.
+
+    Of the live ones, `sizes` counts those below each of `SIZES` and, last, those above all; `ages`
+    since they were created and `idle` since they were last used, the same by `AGES`. A server that
+    does not tell sizes leaves the sessions without, and `sized` False.
+    """
+
+    live: int = 0
+    expired: int = 0
+    logged_in: int = 0
+    sized: bool = True
+    bytes: int = 0
+    largest: int = 0
+    sizes: Counter[int] = field(default_factory=Counter)
+    ages: Counter[int] = field(default_factory=Counter)
+    idle: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def anonymous(self) -> int:
+        return self.live - self.logged_in
+
+
+class Administration:
+    """Look after all sessions of a store; every method raises `StoreError` if MongoDB fails."""
+
+    def __init__(self, store: MongoStore, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self.store = store
+        self._clock = clock
+
+    # Looking.
+
+    def count(self, selection: Selection) -> int:
+        """Return how many live sessions are selected."""
+        return self._counted(selection.conditions(self._clock()))
+
+    def count_ids(self, ids: Sequence[str]) -> int:
+        """Return how many of these ids are of live sessions, or of such as have a new id by now."""
+        among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
+        return self._counted(among | document.OURS | live | {"ended": {"$ne": True}})
+
+    def count_expired(self) -> int:
+        """Return how many documents `purge` would delete."""
+        return self._counted(expired_by(self._clock()))
+
+    def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
+        """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
+        conditions = selection.conditions(self._clock())
+        try:
+            with explaining(), closing(self._outlines(conditions, newest)) as outlines:
+                for raw in outlines:
+                    summary = _summary(raw)
+                    if summary is not None:
+                        yield summary
+        except StoreError as error:
+            if selection.larger_than is not None and _is_lack(error.__cause__):
+                words = "This server cannot select sessions by their size: it has no $bsonSize"
+                raise StoreError(words) from error.__cause__
+            raise
+
+    def session(self, id: str) -> Summary | None:
+        """Return what is known of the live session of this public id, or None."""
+        conditions = self._live(id)
+        with explaining(), closing(self._outlines(conditions)) as outlines:
+            raw = next(outlines, None)
+            found = None if raw is None else _summary(raw)
+            if found is None or found.size is not None:
+                return found
+            whole = self.store.collection.find_one(conditions)
+        return None if whole is None else found._replace(size=len(whole.raw))
+
+    def whole(self, id: str) -> tuple[Summary, dict[str, Any]] | None:
+        """Return the live session of this public id with its data, or None.
+
+        There is no data of a session that is sealed.
+        """
+        with explaining():
+            raw = self.store.collection.find_one(self._live(id))
+        found = None if raw is None else _summary(raw)
+        if raw is None or found is None:
+            return None
+        found = found._replace(size=len(raw.raw))
+        if found.sealed:
+            return found, {}
+        record = document.decode(bytes(raw.raw))
+        return (found, record.data) if isinstance(record, document.Record) else None
+
+    def statistics(self) -> Statistics:
+        """Count the sessions; MongoDB does it, and sends only the counts."""
+        now = self._clock()
+        statistics = Statistics(expired=self.count_expired())
+        stages = _counting(Selection().conditions(now), now)
+        try:
+            with explaining(), self.store.collection.aggregate(stages) as groups:
+                for group in groups:
+                    _add_group(statistics, group)
+        except StoreError as error:
+            if not _is_lack(error.__cause__):
+                raise
+            return self._counted_here(now)
+        return statistics
+
+    def doubt(self) -> str | None:
+        """Say that the database or the collection is not there, which no empty answer tells.
+
+        None if it is there, or if this user may not know.
+        """
+        collection = self.store.collection
+        database = collection.database
+        try:
+            names = database.list_collection_names(authorizedCollections=True)
+            if collection.name in names:
+                return None
+            if not names and database.name not in database.client.list_database_names():
+                return f"MongoDB has no database {database.name}; is the name right?"
+        except PyMongoError:
+            return None
+        return f"{database.name} has no collection {collection.name}; is the name right?"
+
+    # Indexes.
+
+    def indexes(self) -> list[Index] | None:
+        """Return the indexes of the collection; None if this user may not list them."""
+        try:
+            with explaining():
+                return [dict(index) for index in self.store.collection.list_indexes()]
+        except StoreError as error:
+            if not _is_refusal(error.__cause__):
+                raise
+            return None
+
+    def old_index(self) -> str | None:
+        """Return the name of a TTL index over all documents, such as version 1 made, or None.
+
+        An index of another name was made by somebody else. It is theirs to replace if documents
+        of theirs expire by it.
+        """
+        others = {"$nor": [OURS], "expires_at": {"$type": "date"}}
+        for name in old_indexes(self.indexes() or []):
+            with explaining():
+                if name == _OLD_NAME or self.store.collection.find_one(others, ["_id"]) is None:
+                    return name
+        return None
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index. Raises `NotAllowedError` if this user may not."""
+        try:
+            with explaining():
+                self.store.collection.drop_index(name)
+        except StoreError as error:
+            if not _is_refusal(error.__cause__):
+                raise
+            raise NotAllowedError(str(error)) from error.__cause__
+
+    # Ending.
+
+    def end(self, selection: Selection) -> Iterator[int]:
+        """End the selected sessions batch by batch; yield how many each batch ended.
+
+        A session that is used in the meantime, so that it is selected no more, lives on. If nothing
+        but an owner is asked for, the sessions end too that are just being regenerated.
+        """
+        begun = self._clock()
+        conditions = selection.conditions(begun)
+        # Later looks leave those alone that began since, or there would be no end of them.
+        later = conditions | {"created_at": {"$lte": begun}}
+        yield from self._over_and_over(self._end, conditions, later)
+        if selection.idle_for is None and selection.larger_than is None:
+            for id_ in self._moving(selection.owner, begun):
+                yield self.store.revoke(id_)
+
+    def purge(self) -> Iterator[int]:
+        """Delete what has expired, batch by batch; yield how many each batch deleted."""
+        expired = expired_by(self._clock())
+        yield from self._over_and_over(self._delete, expired, expired)
+
+    # What these are made of.
+
+    def _live(self, id: str) -> dict[str, Any]:
+        this = {"_id": id}
+        # The id comes first: the embedded server searches by the first index it meets.
+        return this | Selection().conditions(self._clock()) | this
+
+    def _outlines(
+        self, conditions: dict[str, Any], newest: int = 0
+    ) -> Generator[RawBSONDocument, None, None]:
+        """Yield what matches without its data; without its size, too, if the server can't tell."""
+        find = self.store.collection.find
+        for projection in (_OUTLINE | SIZED, _OUTLINE):
+            found = find(conditions, projection, batch_size=_READ_AT_A_TIME)
+            if newest:
+                found = found.sort("seen_at", -1).limit(newest)
+            with found:
+                try:
+                    first = next(found, None)
+                except OperationFailure as error:
+                    if projection is _OUTLINE or not _is_lack(error):
+                        raise
+                    continue
+                if first is not None:
+                    yield first
+                    yield from found
+                return
+
+    def _counted_here(self, now: datetime) -> Statistics:
+        """Count the sessions in this process, for a server that can't."""
+        statistics = Statistics(expired=self.count_expired())
+        ages = [age.total_seconds() for age in AGES]
+        for one in self.sessions(Selection()):
+            statistics.live += 1
+            statistics.logged_in += one.owner is not None
+            statistics.ages[bisect_right(ages, (now - one.created_at).total_seconds())] += 1
+            statistics.idle[bisect_right(ages, (now - one.seen_at).total_seconds())] += 1
+            if one.size is None:
+                statistics.sized = False
+                continue
+            statistics.bytes += one.size
+            statistics.largest = max(statistics.largest, one.size)
+            statistics.sizes[bisect_right(SIZES, one.size)] += 1
+        return statistics
+
+    def _counted(self, conditions: dict[str, Any]) -> int:
+        with explaining():
+            return self.store.collection.count_documents(conditions)
+
+    def _ids(self, conditions: dict[str, Any]) -> Generator[Any, None, None]:
+        find = self.store.collection.find
+        with explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
+            for raw in found:
+                yield raw["_id"]
+
+    def _moving(self, owner: str | None, begun: datetime) -> list[str]:
+        """Return the ids of sessions that go on under an id of which nothing is known here.
+
+        Of a session that is given one new token after the other, that is the last mark alone.
+        """
+        marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
+        if owner is not None:
+            marks["owner"] = owner
+        with explaining(), self.store.collection.find(marks, ["successor"]) as found:
+            successors = {raw["_id"]: raw.get("successor") for raw in found}
+        return [id_ for id_, successor in successors.items() if successor not in successors]
+
+    def _over_and_over(
+        self,
+        remove: Callable[[list[Any], dict[str, Any]], int],
+        conditions: dict[str, Any],
+        later: dict[str, Any],
+    ) -> Iterator[int]:
+        """Remove what matches; look again for what matches `later`, until nothing does.
+
+        One look misses a session that is regenerated under way, to an id where it has been
+        already; and it ends if a connection breaks, or with an election.
+        """
+        removed = 1
+        while removed:
+            removed = 0
+            try:
+                # Closed here, also by an interruption: no cursor can be once its client is.
+                with closing(self._ids(conditions)) as found:
+                    for ids in _batches(found):
+                        count = remove(ids, conditions)
+                        removed += count
+                        yield count
+            except StoreError:
+                if not removed:
+                    raise
+            else:
+                conditions = later
+
+    def _end(self, ids: list[Any], conditions: dict[str, Any]) -> int:
+        return self.store.end(ids, conditions)
+
+    def _delete(self, ids: list[Any], conditions: dict[str, Any]) -> int:
+        return self.store.delete(ids, conditions)
+
+
+def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
+    remaining = iter(ids)
+    while batch := list(islice(remaining, AT_A_TIME)):
+        yield batch
+
+
+def _counting(conditions: dict[str, Any], now: datetime) -> list[dict[str, Any]]:
+    """Return the stages that count sessions by kind; there are few kinds, however many sessions."""
+    ages = [round(age.total_seconds() * 1000) for age in AGES]
+    kind = {
+        "logged_in": {"$cond": [{"$eq": ["$owner", None]}, 0, 1]},
+        "size": _bucket("$size", SIZES),
+        "age": _bucket({"$subtract": [now, "$created_at"]}, ages),
+        "idle": _bucket({"$subtract": [now, "$seen_at"]}, ages),
+    }
+    moments = {"owner": 1, "created_at": 1, "seen_at": 1, "size": _SIZE}
+    counts = {"count": {"$sum": 1}, "bytes": {"$sum": "$size"}, "largest": {"$max": "$size"}}
+    return [{"$match": conditions}, {"$project": moments}, {"$group": {"_id": kind} | counts}]
+
+
+def _bucket(value: Any, bounds: Iterable[int]) -> dict[str, Any]:
+    """Return the expression for the number of the first of `bounds` that a value is below."""
+    below = enumerate(bounds)
+    branches = [{"case": {"$lt": [value, bound]}, "then": number} for number, bound in below]
+    return {"$switch": {"branches": branches, "default": len(branches)}}
+
+
+def _add_group(statistics: Statistics, group: RawBSONDocument) -> None:
+    """Add the sessions of one kind, as MongoDB has counted them."""
+    kind, count = group["_id"], group["count"]
+    statistics.live += count
+    statistics.logged_in += count * kind["logged_in"]
+    statistics.ages[kind["age"]] += count
+    statistics.idle[kind["idle"]] += count
+    if not group.get("largest"):  # Some servers leave expressions out, and tell no size.
+        statistics.sized = False
+        return
+    statistics.bytes += group["bytes"]
+    statistics.largest = max(statistics.largest, group["largest"])
+    statistics.sizes[kind["size"]] += count
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Say whether the database, or the tier of Atlas, does not allow a command."""
+    return isinstance(error, OperationFailure) and error.code in REFUSED
+
+
+def _is_lack(error: BaseException | None) -> bool:
+    """Say whether a server refused a command because it cannot do that."""
+    return isinstance(error, OperationFailure) and not error.timeout and error.code not in _NO_LACK
+
+
+def _summary(raw: RawBSONDocument) -> Summary | None:
+    """Return what is known; None for what only a look at its values shows to be no session."""
+    try:
+        found = bson.decode(raw.raw, codec_options=document.CODEC)
+    except BSONError:
+        return None
+    record = document.outline(found)
+    if not isinstance(record, document.Record):
+        return None
+    size = found.get("size")
+    return Summary(
+        id=record.id,
+        owner=record.owner,
+        created_at=record.created_at,
+        seen_at=record.seen_at,
+        expires_at=record.expires_at,
+        size=int(size) if isinstance(size, int | float) else None,
+        label=record.label,
+        remembered=record.remember is True,
+        sealed=record.version == document.SEALED,
+    )

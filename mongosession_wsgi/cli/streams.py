@@ -1,0 +1,69 @@
+"""The streams of the command: stdin for an answer, stdout for results, stderr for all else."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import warnings
+from select import select
+from typing import TextIO
+
+
+def prepare() -> None:
+    """Make all streams usable, also those that are closed, or that lack letters.
+
+    Bytes for a closed stdout are an error when they are written, as they are to other programs.
+    """
+    for name, mode, flags in (
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),  # So that a write fails.
+        ("stderr", "w", os.O_WRONLY),
+    ):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, flags)
+            setattr(sys, name, open(opened, mode, closefd=False))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send what is left in a stream's buffer nowhere; Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(*lines: str) -> None:
+    """Print lines to stderr; if nobody can read them there, the exit code has to do."""
+    try:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+    except OSError:
+        drop_output(sys.stderr)
+
+
+def ask(question: str) -> bool | None:
+    """Ask on stderr, and return whether the answer was yes; None if stdin has no answer."""
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    line = _line()
+    if not (sys.stdin.isatty() and line):
+        say("")  # Whatever comes next has a line of its own.
+    return line.strip().lower() in ("y", "yes") if line else None
+
+
+def _line() -> str:
+    """Read a line from stdin.
+
+    A Ctrl-C that comes just before the wait would not end it, but for the pipe that it writes to.
+    """
+    interrupted, interrupt = os.pipe()
+    os.set_blocking(interrupt, False)
+    before = signal.set_wakeup_fd(interrupt)
+    try:
+        select([sys.stdin, interrupted], [], [])
+        return sys.stdin.readline()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(interrupt)
+        os.close(interrupted)

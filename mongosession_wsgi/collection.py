@@ -1,0 +1,366 @@
+"""The collection of the sessions: the client of a process, its deadline and its second try."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
+from time import monotonic
+from typing import Any, TypeVar
+from weakref import finalize
+
+import pymongo
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient, ReadPreference, WriteConcern
+from pymongo.collection import Collection
+from pymongo.errors import (
+    ConfigurationError,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    NetworkTimeout,
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+)
+
+from . import connecting, document, indexes
+from .errors import SettingsError, StoreError
+from .failures import (
+    RAISED_BY_THE_DRIVER,
+    LookUpTimeoutError,
+    explaining,
+    failure_of,
+    may_be_repeated,
+    may_pass,
+    remedy_of,
+)
+from .settings import Settings
+
+T = TypeVar("T")
+Documents = Collection[dict[str, Any]]
+"""The collection of the sessions, its documents decoded as `document.CODEC` says."""
+
+_TOO_LARGE = {10334, 17419, 17420}
+_NO_TIME = 0.001
+_MOMENT = 1.0
+"""Seconds that `close` waits for the end of a thread."""
+RAW = CodecOptions(document_class=RawBSONDocument)
+"""Leaves documents undecoded."""
+_TIMEOUT_IN_URI = re.compile("[?&;]timeoutms=([0-9]+)", re.IGNORECASE)
+_SECRET = re.compile("password|mechanismprop")
+_QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
+_SHORTEST_PART = 4
+"""The length from which a part of a password is hidden anywhere, and not in quotes alone."""
+
+
+class SessionCollection:
+    """Run commands on the collection of the sessions, by a client of this process.
+
+    Each process makes its client on first use, so the object may be made before a fork. A `client`
+    that is passed in is used unchanged, and left open by `close`. The constructor raises
+    `SettingsError` if the settings name no database; the rest raises `StoreError` if MongoDB fails.
+    """
+
+    def __init__(self, settings: Settings, client: MongoClient[Any] | None = None) -> None:
+        if settings.database is None:
+            raise SettingsError(
+                "mongodb_session_db: missing; name the database that is to hold the sessions"
+            )
+        self._settings = settings
+        self._database = settings.database
+        self._client = client
+        self._made: dict[int, Documents] = {}
+        self._making: dict[int, Future[Documents]] = {}
+        self._is_direct = False
+        self._indexes = indexes.InPassing()
+
+    @property
+    def documents(self) -> Documents:
+        """The collection by the client of this process; no client lives through a fork."""
+        documents = self._made.get(os.getpid())
+        return self._first_use() if documents is None else documents
+
+    @property
+    def raw(self) -> Collection[RawBSONDocument]:
+        """The collection by the client of this process, its documents undecoded."""
+        documents = self.documents
+        if self._is_direct:
+            with self.deadline(monotonic()):
+                _demand_the_primary(documents)
+        return documents.with_options(codec_options=RAW)
+
+    @property
+    def timeout(self) -> float | None:
+        """The seconds that one command may take; None for no limit."""
+        seconds: float | None = self.documents.database.client.options.timeout
+        return seconds or None
+
+    def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
+        """Run a harmless-to-repeat command, and repeat it once if the connection broke.
+
+        The driver repeats writes too, but not on a standalone server. For `size` see `once`.
+        """
+        begun, documents = monotonic(), self._made.get(os.getpid())
+        try:
+            if documents is None or self._is_direct:
+                return self.once(command, size)
+            return _run(documents, command, size)
+        except StoreError as error:
+            if not may_be_repeated(error.__cause__):
+                raise
+        with self.deadline(begun):
+            return self.once(command, size)
+
+    def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
+        """Run a command, and turn the driver's errors into ours.
+
+        `size` is the length of the document in the command, in bytes: if MongoDB holds no such
+        document, each refusal is a `SessionDataError`, whatever the words of the server.
+        """
+        # The client and the look at the member take of the command's time.
+        with self.deadline(monotonic()):
+            documents = self.documents
+            if self._is_direct:
+                _demand_the_primary(documents)
+            return _run(documents, command, size)
+
+    def deadline(self, begun: float) -> AbstractContextManager[None]:
+        """Give the commands within the time of a single command, which has begun at `begun`.
+
+        The driver bounds each command by itself, and a request may need several. A
+        `pymongo.timeout` of the application around the deadline counts if its end is sooner.
+        """
+        timeout = self.timeout
+        if timeout is None:
+            return nullcontext()
+        return pymongo.timeout(max(timeout - (monotonic() - begun), _NO_TIME))
+
+    def ensure_indexes(self) -> None:
+        """Make the missing indexes, TTL and `owner`, however long the server takes."""
+        indexes.ensure(self.documents)
+        self._indexes.finish()
+
+    def ensure_indexes_in_passing(self) -> None:
+        """Have a thread make the indexes, once per process; to be called after an insert.
+
+        A failure that may pass leads to another try at calls of the next seconds and minutes. No
+        caller waits, and none gets an error.
+        """
+        if os.getpid() not in self._indexes.over:
+            documents = self.documents
+            if isinstance(documents.database.client, MongoClient):
+                self._indexes.try_if_due(documents)
+
+    def wait_for_indexes(self, seconds: float) -> None:
+        """Wait for the end of the thread that makes the indexes, for so many seconds."""
+        self._indexes.wait(seconds)
+
+    def close(self) -> None:
+        """Close this process's own client; the next use makes another."""
+        pid = os.getpid()
+        self._making.pop(pid, None)
+        documents = self._made.pop(pid, None)
+        if documents is not None and self._client is None:
+            documents.database.client.close()
+        self._indexes.wait(_MOMENT)
+
+    # The making of the client.
+
+    def _first_use(self) -> Documents:
+        """Make the client of this process, or wait while another request has the client made.
+
+        The making has a thread to itself, because names of servers may have to be looked up. A
+        client that comes too late for this request is there for the next.
+        """
+        pid = os.getpid()
+        if self._client is not None:
+            return self._made.setdefault(pid, self._collection_of(self._client))
+        mine: Future[Documents] = Future()
+        making = self._making.setdefault(pid, mine)
+        if making is mine:
+            self._begin_making(pid, mine)
+        wait([making], self._patience())
+        if not making.done():
+            raise self._no_client(self._too_late())
+        error = making.exception()
+        if error is not None:
+            raise self._no_client(error)
+        return making.result()
+
+    def _begin_making(self, pid: int, making: Future[Documents]) -> None:
+        def make() -> Documents:
+            try:
+                made = self._collection_of(self._own_client())
+            except BaseException:
+                self._making.pop(pid, None)  # The next request makes another try.
+                raise
+            if self._making.get(pid) is making:
+                self._made[pid] = made
+            else:  # The store was closed meanwhile.
+                made.database.client.close()
+            return made
+
+        try:
+            connecting.begin(making, make, lambda late: late.database.client.close())
+        except RuntimeError as error:  # There is no thread to be had.
+            self._making.pop(pid, None)
+            making.set_exception(error)
+
+    def _own_client(self) -> MongoClient[Any]:
+        """Make a client and let the driver start its threads, so that failures come at once.
+
+        A client whose threads could not be started would look for its servers never again.
+        """
+        options = {**self._settings.client_options, "connect": True}
+        try:
+            client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
+        except ConfigurationError as error:  # A future driver may not know the option.
+            if not any(name in str(error) for name in connecting.OPTIONS):
+                raise
+            client = MongoClient(**options)
+        finalize(self, _close_in_its_process, client, os.getpid())
+        return client
+
+    def _collection_of(self, client: MongoClient[Any]) -> Documents:
+        self._is_direct = bool(client.options.direct_connection)
+        return client.get_database(self._database).get_collection(
+            self._settings.collection,
+            codec_options=document.CODEC,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority"),
+        )
+
+    def _patience(self) -> float | None:
+        """Return the seconds that a request waits for a client: the `timeoutMS` of its settings."""
+        left = connecting.remaining()
+        if left is not None:
+            return max(left, 0)
+        options = self._settings.client_options
+        found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
+        milliseconds = options.get("timeoutms", found and found[1])
+        return float(milliseconds or 0) / 1000 or None
+
+    def _too_late(self) -> PyMongoError:
+        """Return the error for a client that is not there in time, most likely for its name."""
+        if any(host.startswith("mongodb+srv") for host in _hosts(self._settings.client_options)):
+            return LookUpTimeoutError("mongodb_host was not looked up in time")
+        return NetworkTimeout("the client was not ready in time")
+
+    def _no_client(self, error: BaseException) -> StoreError:
+        """Return our error for an error of the driver's constructor, without any secret."""
+        if not isinstance(error, RAISED_BY_THE_DRIVER):
+            raise error
+        words = _without_secrets(str(error), self._settings.client_options)
+        sentence = remedy_of(error) or (
+            "The mongodb_* settings describe no connection; check mongodb_host, where a user name "
+            "and a password within a URI must be percent-encoded"
+        )
+        failure = StoreError(f"{sentence}. {words}")
+        # A traceback shows the cause, so the text of the cause must hide secrets too.
+        failure.__cause__ = error if words == str(error) else ConfigurationError(words)
+        return failure
+
+
+def find(documents: Documents, id: str) -> dict[str, Any] | None:
+    """Return the document of this id.
+
+    A plain command, because the cursor of `find_one` costs a client an eighth of the time of a
+    read. `attempt` gives the second try that a plain command lacks. The server keeps no cursor,
+    because the only document of an id is in the first batch.
+    """
+    command: dict[str, Any] = {"find": documents.name, "filter": {"_id": id}}
+    if documents.read_concern.level is not None:
+        command["readConcern"] = documents.read_concern.document
+    # Else the driver would put primaryPreferred there.
+    if documents.database.client.options.direct_connection:
+        command["$readPreference"] = ReadPreference.PRIMARY.document
+    reply = documents.database.command(command, codec_options=documents.codec_options)
+    batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+    return batch[0] if batch else None
+
+
+def update(documents: Documents, selected: dict[str, Any], change: dict[str, Any]) -> bool:
+    """Change the document that is selected, and say whether there was one.
+
+    The driver's own method, because a write needs the number that the driver gives it: without the
+    number, a first try that was held up somewhere could be carried out after a later write.
+    """
+    return bool(documents.update_one(selected, change).matched_count)
+
+
+def insert(documents: Documents, new: RawBSONDocument) -> bool:
+    """Insert a document; False if the id is taken, be it by the same command before.
+
+    MongoDB names the index that refuses the document, and a unique index of somebody else raises
+    `DuplicateKeyError`. Other engines name no index.
+    """
+    try:
+        documents.insert_one(new)
+    except DuplicateKeyError as error:
+        if (error.details or {}).get("keyPattern", {"_id": 1}) != {"_id": 1}:
+            raise
+        return False
+    return True
+
+
+def _run(documents: Documents, command: Callable[[Documents], T], size: int) -> T:
+    try:
+        return command(documents)
+    except RAISED_BY_THE_DRIVER as error:
+        if _is_too_large(error, size):
+            raise document.too_large("The session with what this request sets") from error
+        raise failure_of(error) from error
+
+
+def _is_too_large(error: Exception, size: int) -> bool:
+    """Say whether a server refuses a document for its size; engines differ in their words."""
+    if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
+        return True
+    is_unknown = isinstance(error, OperationFailure) and not may_pass(error)
+    return is_unknown and size > document.MAX_SIZE and remedy_of(error) is None
+
+
+def _demand_the_primary(documents: Documents) -> None:
+    """Raise `StoreError` unless the member of a direct connection is the primary.
+
+    The driver takes a direct connection for the wish to read from a secondary too, where the last
+    logout may be still to come. Waits until the state of the member is known.
+    """
+    with explaining():
+        if not documents.database.client.is_primary:
+            raise NotPrimaryError("the member that mongodb_host names is not primary")
+
+
+def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
+    if os.getpid() == pid:
+        client.close()
+
+
+# No secrets.
+
+
+def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
+    """Return the driver's words without the parts of passwords.
+
+    The driver quotes what is wrong with a URI. Where a password is not percent-encoded, the driver
+    may take a part of the password for the name of a host or of a database.
+    """
+    uris = [host for host in _hosts(options) if "://" in host]
+    secrets = [str(value) for name, value in options.items() if _SECRET.search(name)]
+    quoted = (found[1] or found[2] for found in _QUOTED.finditer(words))
+    hidden = {text for text in quoted if text and any(text in one for one in secrets + uris)}
+    for uri in uris:
+        user = uri.partition("://")[2].rpartition("@")[0]
+        secrets += [user, *re.split("[:/?#@,&=]", user.partition(":")[2])]
+    hidden |= {text for text in secrets if len(text) >= _SHORTEST_PART}
+    for text in sorted(hidden, key=len, reverse=True):
+        words = words.replace(text, "…")
+    return words
+
+
+def _hosts(options: Mapping[str, Any]) -> list[str]:
+    host = options.get("host", ())
+    return [host] if isinstance(host, str) else list(host)

@@ -1,0 +1,108 @@
+"""Connections in time: a call that cannot be interrupted has a thread of its own.
+
+The look-up of a name is a call of the operating system, and no timeout of the driver ends such a
+call. Each new connection looks a name up: the first, and any later by which the driver's pool grows
+or replaces a connection that was idle for too long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent import futures
+from contextlib import suppress
+from contextvars import copy_context
+from threading import Semaphore, Thread
+from typing import Any, TypeVar
+
+from .failures import LookUpTimeoutError
+
+try:
+    from pymongo import _csot
+    from pymongo.synchronous.pool import Connection, Pool
+except ImportError:  # Neither is public. Without them, look-ups take the time that they take.
+    OPTIONS: dict[str, Any] = {}
+
+    def remaining() -> float | None:
+        """Return the seconds that are left to the command of this thread; None for no limit."""
+        return None
+
+else:
+
+    def remaining() -> float | None:
+        """Return the seconds that are left to the command of this thread; None for no limit."""
+        return _csot.remaining()
+
+    class _PatientPool(Pool):
+        """A pool whose new connections are waited for in time, and no longer."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._threads = Semaphore(_MOST_THREADS)
+
+        def connect(self, *args: Any, **kwargs: Any) -> Connection:
+            """Make a connection, or raise an error when the time of the command is up."""
+            left, connect = remaining(), super().connect
+            if left is None:
+                return connect(*args, **kwargs)
+
+            def make() -> Connection:
+                try:
+                    return connect(*args, **kwargs)
+                finally:
+                    self._threads.release()
+
+            if not self._threads.acquire(timeout=max(left, 0)):
+                raise LookUpTimeoutError("no connection in time")
+            made: futures.Future[Connection] = futures.Future()
+            try:
+                begin(made, make, lambda connection: connection.close_conn(None))
+            except RuntimeError:  # No thread is to be had.
+                return make()
+            return result_of(made, left + _GRACE)
+
+    OPTIONS = {"_pool_class": _PatientPool}
+
+T = TypeVar("T")
+
+_MOST_THREADS = 2
+"""The threads of a pool that connect at the same time; the driver has the same limit."""
+_GRACE = 0.05
+"""Seconds by which the driver's own error, with more words, may come first."""
+
+
+def begin(
+    future: futures.Future[T],
+    make: Callable[[], T],
+    discard: Callable[[T], object],
+) -> None:
+    """Call `make` in a daemon thread, and put the result or the error into the future.
+
+    The result of a future that was cancelled meanwhile is discarded. Raises `RuntimeError` if there
+    is no thread to be had.
+    """
+
+    def run() -> None:
+        try:
+            made = make()
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            with suppress(futures.InvalidStateError):
+                future.set_exception(error)
+            return
+        try:
+            future.set_result(made)
+        except futures.InvalidStateError:
+            discard(made)
+
+    Thread(target=copy_context().run, args=[run], name="mongosession connect", daemon=True).start()
+
+
+def result_of(future: futures.Future[T], seconds: float) -> T:
+    """Wait so many seconds for a result, then give the result up for good."""
+    try:
+        return future.result(seconds)
+    except futures.TimeoutError:
+        if not future.cancel():  # The result came at the last moment, or `make` raised the error.
+            return future.result()
+        raise LookUpTimeoutError("no connection in time") from None
+    finally:
+        future.cancel()

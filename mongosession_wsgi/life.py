@@ -1,0 +1,562 @@
+"""What a request may do at its commit: the table `MOVES[state][known]`, and the moves in it.
+
+A move takes the visit, sends its commands, and returns a `Step`; `Visit.take` alone makes the step
+count. An empty cell is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+
+from . import audit, document
+from .collection import RAW, Documents, SessionCollection, find, insert, update
+from .document import Mark, Record, Token, id_of
+from .draft import UNCHANGED, Draft, SealedData
+from .errors import SessionDataError, StoreError, logger
+from .times import Times
+from .visit import (
+    NOT_LOOKED,
+    NOTHING,
+    Failure,
+    Known,
+    Nothing,
+    NotLooked,
+    Outcome,
+    State,
+    Step,
+    Visit,
+)
+
+if TYPE_CHECKING:
+    from .seal import Seal
+
+Move: TypeAlias = "Callable[[Life, Visit], Step]"
+
+_MOST_LOOKS = 4
+"""The looks of one commit: each but the first follows a change that somebody else has made."""
+_WAITS = (0.01, 0.02, 0.04, 0.08, 0.15)
+"""The seconds between looks for a login that is stored just now, in another request."""
+
+
+class Life:
+    """Carry out the commits of visits, and end sessions, in one collection."""
+
+    def __init__(
+        self, sessions: SessionCollection, clock: Callable[[], datetime], limit: int | None
+    ) -> None:
+        self._sessions = sessions
+        self._clock = clock
+        self._limit = limit
+
+    def look(self, visit: Visit) -> Known:
+        """Return what stands under the token of a visit; an error of the store is a `Failure`."""
+        id_ = id_of(visit.token)
+        try:
+            found = self._found(id_)
+        except StoreError as error:
+            return Failure(error)
+        return self._live(found, visit)
+
+    def commit(self, visit: Visit) -> Outcome:
+        """Store what a visit did with its session, as the table says, and say what came of it.
+
+        Raises `StoreError`, and `SessionDataError` for data that MongoDB cannot hold.
+        """
+        begun = monotonic()
+        move = MOVES[visit.state].get(type(visit.known))
+        outcome = Outcome.KEPT if move is None else visit.take(move(self, visit))
+        return outcome if outcome is not Outcome.LOOK else self._look_again(visit, begun)
+
+    def _look_again(self, visit: Visit, begun: float) -> Outcome:
+        """Ask the table again, with what was found in place of a live session, until it is done."""
+        with self._sessions.deadline(begun):
+            for _ in range(_MOST_LOOKS):
+                move = MOVES[visit.state].get(type(visit.known))
+                outcome = Outcome.KEPT if move is None else visit.take(move(self, visit))
+                if outcome is not Outcome.LOOK:
+                    return outcome
+        return visit.take(Step(Outcome.ENDED, visit.known))
+
+    def begin(self, visit: Visit) -> None:
+        """Store a new session, also an empty one."""
+        visit.touch()
+        with self._in_time():
+            visit.take(self._insert(visit, visit.draft))
+
+    # The moves.
+
+    def write_unseen(self, visit: Visit) -> Step:
+        """Write the difference of a session that was not looked at, and move its expiry."""
+        changes, now = visit.draft.difference(), self._clock()
+        if changes is UNCHANGED:
+            return Step(Outcome.KEPT, NOT_LOOKED)
+        conditions, expires_at = visit.times.unseen(now, visit.kind)
+        moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
+        version = document.version_of(visit.token)
+        selected = document.live_seen(id_of(visit.token), now, version) | conditions
+        seal = _seal_of(visit) if version == document.SEALED else None
+        change = document.update_of(changes, moments, {}, seal)
+        if self._sessions.attempt(lambda them: update(them, selected, change)):
+            return Step(Outcome.RENEWED, NOT_LOOKED, changes)
+        return Step(Outcome.LOOK, self.look(visit))
+
+    def write(self, visit: Visit) -> Step:
+        """Write the difference, and move the expiry when that is due. There is no upsert."""
+        record, changes, now = visit.known, visit.draft.difference(), self._clock()
+        assert type(record) is Record  # noqa: S101
+        due = visit.times.is_renewal_due(record, now)
+        if changes is UNCHANGED and visit.remember is None and not due:
+            return Step(Outcome.KEPT, record)
+        used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
+        moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
+        terms: dict[str, Any] = {}
+        if used.remember is not record.remember:
+            terms["remember"] = used.remember
+        if visit.until is not None:  # The only moment that may move back.
+            terms["expires_at"] = moments.pop("expires_at")
+        seal = _seal_of(visit) if record.version == document.SEALED else None
+        change = document.update_of(changes, moments, terms, seal)
+        selected = document.live_seen(record.id, now, record.version)
+        if self._sessions.attempt(lambda them: update(them, selected, change)):
+            return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
+        return Step(Outcome.ENDED, record)
+
+    def start(self, visit: Visit) -> Step:
+        """Store a session that begins, unless there is nothing to store."""
+        if not visit.begins:
+            return Step(Outcome.KEPT, NOTHING, visit.draft.difference())
+        return self._insert(visit, visit.draft)
+
+    def regenerate(self, visit: Visit) -> Step:
+        """Swap the session for a mark, and store its latest data under a new token.
+
+        Of several requests that do so at once, one finds the session; and with the first command
+        the old token is dead, whatever becomes of the second.
+        """
+        with self._in_time():
+            image = self._swap(visit)
+            if image is None:
+                return self._not_swapped(visit)
+            record = self._live(document.decode(image), visit)
+            if type(record) is not Record:
+                return self._not_there(visit, NOTHING)
+            try:
+                draft = visit.rebased(record)
+                draft.complete()
+                if type(visit.known) is Nothing:  # A sealed value that does not open: left alone.
+                    self._put_back(visit, image)
+                    return Step(Outcome.ENDED, NOTHING)
+                return self._insert(visit, draft, record)
+            except SessionDataError:
+                self._put_back(visit, image)
+                raise
+
+    def end(self, visit: Visit) -> Step:
+        """Delete the session, and store as a new one what was set since."""
+        id_, tries = id_of(visit.token), 0
+
+        def delete(them: Documents) -> int:
+            nonlocal tries
+            tries += 1
+            # Other engines have a deletion of one document lose against an update of it.
+            live = document.live(id_, self._clock(), v=document.version_of(visit.token))
+            return them.delete_many(live).deleted_count
+
+        with self._in_time():
+            if not self._sessions.attempt(delete):
+                known = self._live(self._found(id_), visit)
+                if type(known) is not Nothing or tries == 1:
+                    return self._not_there(visit, known)
+            self._say_logout(visit, id_)
+            return self._after_end(visit)
+
+    def end_successor(self, visit: Visit) -> Step:
+        """End the session that goes on under a new token, by the token from before.
+
+        Whoever logs out is out. A login by somebody else, or of an anonymous visitor, stays.
+        """
+        mark = visit.known
+        assert type(mark) is Mark  # noqa: S101
+        with self._in_time():
+            if mark.goes_on and self.end_chain(mark.id, past_logins=True) is not None:
+                self._say_logout(visit, mark.id)
+                return self._after_end(visit)
+            if visit.login is not None:
+                return self.log_in_anew(visit)
+            return Step(Outcome.ENDED, mark)
+
+    def log_in_anew(self, visit: Visit) -> Step:
+        """Log in by a token that another login or a rotation has replaced: a double click.
+
+        The session is one of its own. It has what the first login's session has, if that is the
+        same owner's; if that is only just being stored, it is looked for a short time.
+        """
+        mark, login = visit.known, visit.login
+        assert type(mark) is Mark  # noqa: S101
+        if login is None:
+            return Step(Outcome.ENDED, mark)
+        with self._in_time():
+            record, draft = self._successor(mark, visit), visit.draft
+            # What is sealed by the first login's token, this one cannot open.
+            if record is not None and record.version == document.PLAIN:
+                of_owner = record.owner == login.owner
+                draft = draft.rebased(record.data, replaces=not of_owner)
+            elif record is not None and record.owner != login.owner:
+                draft = draft.rebased({}, replaces=True)
+            return self._insert(visit, draft)
+
+    def fail(self, visit: Visit) -> Step:
+        """Raise the error that hid the session, if there is something to store."""
+        assert type(visit.known) is Failure  # noqa: S101
+        if visit.state is State.OPEN and not visit.has_changes:
+            return Step(Outcome.KEPT, visit.known)
+        raise visit.known.error
+
+    # What the moves are made of.
+
+    def _not_there(self, visit: Visit, known: Known) -> Step:
+        """Go on where no live session was there to be changed; `known` stands in its place.
+
+        One that was looked at before has been ended since, which is final. A logout and a login
+        follow a session that has moved; of one that was not looked at, the table says the rest.
+        """
+        was_seen = type(visit.known) is Record
+        follows = visit.state is State.DESTROYED or visit.login is not None
+        moved = type(known) is Record or (type(known) is Mark and follows)
+        return Step(Outcome.ENDED if was_seen and not moved else Outcome.LOOK, known)
+
+    def _swap(self, visit: Visit) -> bytes | None:
+        """Make a mark of the live session, and return its last image; None if it was not there."""
+        login, now = visit.login, self._clock()
+        version = document.version_of(visit.token)
+        selected = document.live(id_of(visit.token), now, v=version)
+        owner = visit.known.owner if type(visit.known) is Record else None
+        if login is not None and type(visit.known) is not Record:
+            # The mark of the same owner's login is another one, so that has to be looked at first.
+            selected["owner"] = selected["owner"] | {"$ne": login.owner}
+        marking = document.marking(
+            now,
+            id_of(visit.new_token),
+            goes_on=login is None or login.owner == owner,
+            by_login=login is not None,
+        )
+        found = self._sessions.attempt(
+            lambda them: _raw(them).find_one_and_update(selected, marking)
+        )
+        return None if found is None else bytes(found.raw)
+
+    def _not_swapped(self, visit: Visit) -> Step:
+        """Find out why no live session was there to be given a new token."""
+        found = self._found(id_of(visit.token))
+        if type(found) is not Mark or found.successor != id_of(visit.new_token):
+            return self._not_there(visit, self._live(found, visit))
+        # The mark is our own: the command was carried out twice, and its first answer is lost.
+        record = visit.known if type(visit.known) is Record else None
+        if record is None and visit.login is None:
+            raise StoreError(
+                "The answer of MongoDB to a regeneration was lost, and with it the session's data; "
+                "a replica set, or a look at the session before, would have saved them"
+            )
+        return self._insert(visit, visit.draft, record)
+
+    def _insert(self, visit: Visit, draft: Draft, predecessor: Record | None = None) -> Step:
+        """Store a new session; unless it is a login, it goes on with its predecessor's life."""
+        token = visit.new_token
+        record = self._begun(visit, token, predecessor)
+        contents = draft.contents()
+        seal = _new_seal(token) if record.version == document.SEALED else None
+        stored = RawBSONDocument(document.document_of(record, contents, seal))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored))
+        self._sessions.ensure_indexes_in_passing()
+        if not is_new:
+            found = self._found(record.id)
+            if found is None:
+                raise StoreError(
+                    "MongoDB refused a session as a duplicate, though its id is new; look for a "
+                    "unique index on the collection that is not ours, and drop it"
+                )
+            if type(found) is Mark:  # It was ended before it was stored.
+                return Step(Outcome.ENDED, NOTHING)
+        self._say_new(visit, record)
+        if self._limit is not None and not self._is_within(self._limit, record, visit.times):
+            return Step(Outcome.ENDED, NOTHING)
+        return Step(Outcome.CREATED, record, contents, draft)
+
+    def _begun(self, visit: Visit, token: Token, predecessor: Record | None) -> Record:
+        """Return the record of a session that is about to be stored."""
+        now, id_, login, times = self._clock(), id_of(token), visit.login, visit.times
+        version = document.version_of(token)
+        if predecessor is not None and login is None:
+            remember = visit.remember[0] if visit.remember else predecessor.remember
+            moved = predecessor._replace(id=id_, data={}, remember=remember, version=version)
+            return times.used(moved, now, visit.until)
+        kind = visit.kind
+        idle = times.idle[kind]
+        idle_until = visit.until or (None if idle is None else now + idle)
+        return Record(
+            id=id_,
+            data={},
+            owner=None if login is None else login.owner,
+            created_at=now,
+            seen_at=now,
+            expires_at=times.expiry(now, now, idle_until),
+            label=None if login is None else login.label,
+            remember=kind,
+            version=version,
+        )
+
+    def _put_back(self, visit: Visit, image: bytes) -> None:
+        """Undo a swap whose successor cannot be stored, unless the session was ended since."""
+        mark = document.marked(id_of(visit.token), self._clock()) | {
+            "successor": id_of(visit.new_token),
+            "ended": {"$exists": False},
+        }
+        self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
+
+    def _after_end(self, visit: Visit) -> Step:
+        """Store what was set since the session was destroyed, as a new one."""
+        if visit.begins:
+            return self._insert(visit, visit.draft)
+        return Step(Outcome.DESTROYED, NOTHING, visit.draft.difference())
+
+    def _successor(self, mark: Mark, visit: Visit) -> Record | None:
+        """Return the session that a mark leads to, through further marks; None if it is over."""
+        waits, passed = iter(_WAITS), {mark.id}
+        while mark.successor is not None and mark.successor not in passed:
+            found = self._found(mark.successor)
+            if type(found) is Mark:
+                passed.add(mark.successor)
+                mark = found
+                continue
+            if isinstance(found, Record):
+                return found if visit.times.end_of(found) > self._clock() else None
+            wait = next(waits, None)
+            if wait is None:
+                return None
+            sleep(wait)
+        return None
+
+    # Ending sessions by their ids.
+
+    def end_chain(self, id: str, *, past_logins: bool = False) -> int | None:
+        """End the session of an id, or what goes on under a new token by now.
+
+        Return 1 for a live session, 0 for one that was just about to be stored and now will not
+        be, and None if there was nothing to end. A login is only followed if that is asked for,
+        and it was the same owner's.
+        """
+        this, passed = id, set[str]()
+        while this not in passed:
+            found = self._end_one(this)
+            if found is True:
+                return 1
+            if found is False:
+                if not passed:
+                    return None
+                if self._forestall(this):
+                    return 0
+                continue  # It was stored just now.
+            passed.add(this)
+            goes_on = found.goes_on and (past_logins or not found.by_login)
+            if not goes_on or found.successor is None:
+                return None
+            this = found.successor
+        return None
+
+    def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
+        """End those of `ids` that are live, and match the conditions; return how many.
+
+        If the connection breaks in the midst, that is how many are not live any more when the
+        command has been repeated.
+        """
+        if not ids:
+            return 0
+        now, tries = self._clock(), 0
+        among = {"_id": {"$in": ids}}
+        live = among | document.SESSION | {"expires_at": {"$gt": now}} | (conditions or {}) | among
+
+        def end(them: Documents) -> int:
+            nonlocal tries
+            tries += 1
+            matched = them.update_many(live, document.ending(now)).matched_count
+            return matched if tries == 1 else len(ids) - them.count_documents(live)
+
+        return self._sessions.attempt(end)
+
+    def moved(self, ids: Sequence[str]) -> list[str]:
+        """Return those of `ids` under which a session stands, or a mark that leads to one."""
+        among = {"_id": {"$in": ids}}
+        found = self._sessions.attempt(lambda them: list(them.find(among, {"data": 0})))
+        known = map(document.outline, found)
+        return [one.id for one in known if one and getattr(one, "successor", one)]
+
+    def of_owner(self, owner: str) -> Iterator[Record | Mark]:
+        """Return the sessions of an owner, without their data, and the marks that lead to some."""
+        now = self._clock()
+        theirs = {"owner": owner, "expires_at": {"$gt": now}} | document.OURS
+        found = self._sessions.attempt(lambda them: list(them.find(theirs, {"data": 0})))
+        known = map(document.outline, found)
+        return (one for one in known if one is not None)
+
+    def _end_one(self, id: str) -> bool | Mark:
+        """End the live session of this id; else return the mark there, noting the end on it.
+
+        The note keeps a swap that fails from being put back.
+        """
+        version = document.PLAIN
+        for _ in range(_MOST_LOOKS):
+            live = document.live(id, self._clock(), v=version)
+            ending = document.ending(self._clock())
+            if self._sessions.attempt(lambda them: update(them, live, ending)):  # noqa: B023
+                return True
+            mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
+            found = self._sessions.attempt(lambda them: them.find_one_and_update(mark, note))  # noqa: B023
+            known = None if found is None else document.read(found)
+            if type(known) is Mark:
+                return known
+            there = self._found(id)
+            if type(there) is not Record:
+                break
+            version = there.version
+        return False
+
+    def _forestall(self, id: str) -> bool:
+        """End a session that is still to be stored; False if something stands there already."""
+        tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
+        return self._sessions.attempt(lambda them: insert(them, tombstone))
+
+    def _is_within(self, limit: int, record: Record, times: Times) -> bool:
+        """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
+
+        Each login looks after it is stored, so the last of several at once sees them all. So does
+        each rotation, whose session was for a moment stored nowhere.
+        """
+        if record.owner is None:
+            return True
+        now, found = self._clock(), self.of_owner(record.owner)
+        logins = [one for one in found if type(one) is Record and times.end_of(one) > now]
+        logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
+        excess = [one.id for one in logins[limit:]]
+        count = self.end_all(excess)
+        if count:
+            audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
+        return record.id not in excess
+
+    # What is there.
+
+    def _found(self, id_: str) -> Record | Mark | None:
+        """Return what stands under an id, unless it is expired or not of our form."""
+        known = None
+        try:
+            found = self._sessions.attempt(lambda them: find(them, id_))
+            known = None if found is None else document.read(found)
+        except BSONError:
+            found = {}
+        if known is None and found is not None:
+            _log_foreign(id_)
+        return known if known is not None and known.expires_at > self._clock() else None
+
+    def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
+        """Return what a document means to a visit: only what is live by the times of now."""
+        if type(found) is Mark and found.successor is not None:
+            audit.say("stale", "a token was used that another had replaced", id=found.id)
+            return found
+        if type(found) is not Record:
+            return NOTHING
+        end = visit.times.end_of(found)
+        if end <= self._clock():
+            return NOTHING
+        if end != found.expires_at:
+            found = found._replace(expires_at=end)
+        return found if found.version == document.PLAIN else self._unopened(found, visit)
+
+    def _unopened(self, record: Record, visit: Visit) -> Record:
+        """Return a sealed session whose values open when they are asked for."""
+        seal = _seal_of(visit)
+
+        def spoil() -> None:
+            _log_foreign(record.id)
+            visit.spoil()
+
+        return record._replace(data=SealedData(record.data, seal, spoil))
+
+    def _in_time(self) -> AbstractContextManager[None]:
+        """Give all commands within the time of a single one."""
+        return self._sessions.deadline(monotonic())
+
+    # What the audit log is told.
+
+    def _say_new(self, visit: Visit, record: Record) -> None:
+        previous = None if type(visit.known) is Nothing else id_of(visit.token)
+        owner = record.owner
+        if visit.login is not None:
+            audit.say("login", "a visitor logged in", id=record.id, owner=owner,
+                      previous_id=previous, label=record.label)  # fmt: skip
+        elif visit.state is State.REGENERATED and previous is not None:
+            audit.say("regenerate", "a session was given a new token", id=record.id, owner=owner,
+                      previous_id=previous)  # fmt: skip
+
+    def _say_logout(self, visit: Visit, id_: str) -> None:
+        known = visit.known
+        owner = known.owner if type(known) is Record else None
+        audit.say("logout", "a session was destroyed", id=id_, owner=owner)
+
+
+def _log_foreign(id_: str) -> None:
+    logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
+
+
+def _new_seal(token: Token) -> Seal:
+    """Return what seals and opens the session of a token."""
+    try:
+        from .seal import Seal
+    except ImportError as error:
+        raise StoreError(
+            "A sealed session needs cryptography; pip install 'mongosession-wsgi[sealed]'"
+        ) from error
+    return Seal(token)
+
+
+def _seal_of(visit: Visit) -> Seal:
+    """Return what opens the session of a visit; made once, because its keys take some time."""
+    if visit.seal is None:
+        visit.seal = _new_seal(visit.token)
+    return visit.seal
+
+
+def _raw(them: Documents) -> Any:
+    return them.with_options(codec_options=RAW)
+
+
+MOVES: dict[State, dict[type[Known], Move]] = {
+    State.UNTOUCHED: {},
+    State.OPEN: {
+        NotLooked: Life.write_unseen,
+        Record: Life.write,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.REGENERATED: {
+        NotLooked: Life.regenerate,
+        Record: Life.regenerate,
+        Mark: Life.log_in_anew,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.DESTROYED: {
+        NotLooked: Life.end,
+        Record: Life.end,
+        Mark: Life.end_successor,
+        Nothing: Life.start,
+        Failure: Life.fail,
+    },
+    State.ENDED: {},
+}
+"""What a commit does, by what the application did and by what is known of the session."""

@@ -1,0 +1,66 @@
+"""Names and values that only a session's token opens; nothing here does I/O.
+
+The keys come out of the token by HKDF-SHA-256 (RFC 5869), and no server keeps the token. A name is
+stored as its HMAC-SHA-256. A value is sealed by AES-256-GCM (NIST SP 800-38D) under a random nonce,
+together with its name, and bound to the stored name: a value that is moved does not open.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import bson
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from . import document
+from .document import Token
+
+_PURPOSE = b"mongosession_wsgi: names and values of a sealed session, v 2"
+_NONCE = 12
+_NAME = 16
+"""The bytes of a stored name: no two of a session's names meet in them."""
+
+
+class Seal:
+    """Seal and open the names and values of one session."""
+
+    __slots__ = ("_cipher", "_name_key")
+
+    def __init__(self, token: Token) -> None:
+        keys = HKDF(algorithm=SHA256(), length=64, salt=None, info=_PURPOSE).derive(token.encode())
+        self._cipher, self._name_key = AESGCM(keys[:32]), keys[32:]
+
+    def name(self, key: str) -> str:
+        """Return the name under which the value of `key` is stored."""
+        digest = hmac.digest(self._name_key, key.encode(), "sha256")[:_NAME]
+        return urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def value(self, key: str, stored: Any) -> bytes:
+        """Seal a value that is in stored form, together with its key."""
+        plain = bson.encode({document.escape(key): stored}, codec_options=document.CODEC)
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, plain, self.name(key).encode())
+
+    def open(self, sealed: dict[str, bytes]) -> dict[str, Any] | None:
+        """Open values by their stored names, all in one go, and return them by their keys.
+
+        None if one of them is not what this session has sealed under this name.
+        """
+        try:
+            plain = [
+                self._cipher.decrypt(value[:_NONCE], value[_NONCE:], name.encode())[4:-1]
+                for name, value in sealed.items()
+            ]
+        except (InvalidTag, ValueError):
+            return None
+        # Each is a document of one element; their elements together are a document too.
+        elements = b"".join(plain)
+        whole = struct.pack("<i", len(elements) + 5) + elements + b"\0"
+        return document.unescaped(bson.decode(whole, codec_options=document.CODEC))

@@ -1,0 +1,84 @@
+"""When a session dies: by its stored expiry, its idle time, and its longest life."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from .document import Record
+from .settings import Settings
+
+_RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The idle times and the longest life that hold now, also for what was stored under others."""
+
+    expires: timedelta
+    """The idle time of a session; `session_expires`."""
+    remember: timedelta
+    """The idle time of a remembered session; `session_remember`."""
+    lifetime: timedelta | None
+    """The longest life, counted from the creation or the last login; `session_lifetime`."""
+    idle: Mapping[bool | None, timedelta | None] = field(init=False, repr=False)
+    """The idle time by `Record.remember`; None where the application said the moment itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "idle", {None: self.expires, True: self.remember, False: None})
+
+    @classmethod
+    def of(cls, settings: Settings) -> Times:
+        """Return the times that these settings say."""
+        return cls(settings.idle, settings.remember, settings.lifetime)
+
+    def end_of(self, record: Record) -> datetime:
+        """Return when a stored session dies: the earliest of the three moments."""
+        idle = self.idle[record.remember]
+        end = record.expires_at
+        if idle is not None:
+            end = min(end, record.seen_at + idle)
+        return end if self.lifetime is None else min(end, record.created_at + self.lifetime)
+
+    def expiry(self, now: datetime, created_at: datetime, idle_until: datetime | None) -> datetime:
+        """Return the moment to store: the end of the idle time, or of the longest life."""
+        end = now + self.expires if idle_until is None else idle_until
+        return end if self.lifetime is None else min(end, created_at + self.lifetime)
+
+    def used(self, record: Record, now: datetime, until: datetime | None = None) -> Record:
+        """Return `record` after a use of its session now; no moment moves back.
+
+        Only a moment that the application says itself, `until`, may be earlier than before.
+        """
+        seen_at = max(now, record.seen_at)
+        if until is not None:
+            expires_at = self.expiry(now, record.created_at, until)
+        else:
+            idle = self.idle[record.remember]
+            idle_until = record.expires_at if idle is None else now + idle
+            expires_at = max(self.expiry(now, record.created_at, idle_until), record.expires_at)
+        return record._replace(seen_at=seen_at, expires_at=expires_at)
+
+    def is_renewal_due(self, record: Record, now: datetime) -> bool:
+        """Say whether a session that was only read is to live longer: after a tenth of its time."""
+        idle = self.idle[record.remember]
+        pause = _RENEW_AT_LEAST_EVERY if idle is None else min(idle / 10, _RENEW_AT_LEAST_EVERY)
+        return now - record.seen_at >= pause
+
+    def unseen(
+        self, now: datetime, remember: bool | None
+    ) -> tuple[dict[str, Any], datetime | None]:
+        """Return what a session must be like to be given a new expiry without a look, and which.
+
+        Only one that is too young for its longest life to matter has an expiry that needs no look.
+        Where the longest life is no longer than the idle time, no expiry ever moves: None.
+        """
+        idle = self.remember if remember else self.expires
+        conditions: dict[str, Any] = {"seen_at": {"$gt": now - idle}, "remember": remember}
+        if self.lifetime is None:
+            return conditions, now + idle
+        if self.lifetime <= idle:
+            return conditions | {"created_at": {"$gt": now - self.lifetime}}, None
+        return conditions | {"created_at": {"$gt": now + idle - self.lifetime}}, now + idle

@@ -1,0 +1,335 @@
+"""One request's state and knowledge of its session: what was done, and what is known to be stored.
+
+Nothing here does I/O; the store answers a look. What follows at the commit is the table in `life`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from . import document
+from .document import Changes, Mark, Record, Token
+from .draft import UNCHANGED, Draft
+from .errors import SessionDataError, StoreError
+from .times import Times
+
+if TYPE_CHECKING:
+    from .seal import Seal
+
+
+class State(Enum):
+    """What an application did with a session in its request."""
+
+    UNTOUCHED = "the application has not looked at it"
+    OPEN = "read or changed; a comparison with what was loaded tells which of the two"
+    REGENERATED = "the session gets a new token at the commit"
+    DESTROYED = "the session ends at the commit; what is set since starts a new one"
+    ENDED = "over: nothing of the session is written any more"
+
+
+class NotLooked(NamedTuple):
+    """Nothing is known yet of what stands under the token."""
+
+
+class Nothing(NamedTuple):
+    """No session stands under the token, or no token came."""
+
+
+class Failure(NamedTuple):
+    """The store could not say what stands under the token, and is not asked again."""
+
+    error: StoreError
+
+
+Known: TypeAlias = NotLooked | Record | Mark | Nothing | Failure
+NOT_LOOKED, NOTHING = NotLooked(), Nothing()
+
+
+class Login(NamedTuple):
+    """A login that is carried out at the commit."""
+
+    owner: str
+    remember: bool | None = None
+    label: str | None = None
+
+
+class Outcome(Enum):
+    """What a commit made of a session, as far as its cookie is concerned."""
+
+    KEPT = "the browser's cookie is as good as before"
+    RENEWED = "the session lives longer than the browser was told"
+    CREATED = "the session has a new token"
+    DESTROYED = "the session is no more"
+    ENDED = "somebody else has ended the session, and the browser keeps what it has"
+    LOOK = "no session was there to be changed, and it is known now what stands in its place"
+
+
+class Step(NamedTuple):
+    """What a move came to; `Visit.take` makes it count."""
+
+    outcome: Outcome
+    known: Known
+    stored: Changes | None = None
+    """The changes of the draft that are stored now."""
+    draft: Draft | None = None
+    """The draft by now, where that is another one."""
+
+
+_UNTOUCHED = Draft()
+"""The draft of every visit whose session was not looked at; nobody writes to it."""
+
+
+class Visit:
+    """What one request did with its session, and what it knows of it."""
+
+    __slots__ = (
+        "_look",
+        "_new_token",
+        "came",
+        "came_with",
+        "changed",
+        "draft",
+        "known",
+        "login",
+        "remember",
+        "seal",
+        "seals",
+        "secrets",
+        "state",
+        "times",
+        "token",
+        "until",
+    )
+
+    def __init__(
+        self,
+        token: str | None,
+        look: Callable[[Visit], Known],
+        times: Times,
+        *,
+        seals: bool = False,
+    ) -> None:
+        self._look = look
+        # When the session dies, by the settings of now.
+        self.times = times
+        # The keys of secrets that a framework keeps in the data; a login leaves them behind.
+        self.secrets: tuple[str, ...] = ()
+        # Whether a session that begins is to be sealed.
+        self.seals = seals
+        # What opens the session of the token, once it was needed.
+        self.seal: Seal | None = None
+        self.came_with = token
+        self.state = State.UNTOUCHED
+        # The token that opens the session, as far as is known: the one that came, or was issued.
+        # Empty where there is none.
+        self.token = Token(token or "")
+        self.known: Known = NOT_LOOKED if token else NOTHING
+        self.draft = _UNTOUCHED
+        # Whether a live session came with the request.
+        self.came = False
+        # Whether an earlier commit of this request had changes to store, or gave them up.
+        self.changed = False
+        # The login of this request.
+        self.login: Login | None = None
+        # The moment at which the session is to die, if the application has said one.
+        self.until: datetime | None = None
+        # What becomes of the session's kind of idle time (see `Record.remember`), if anything.
+        self.remember: tuple[bool | None] | None = None
+        self._new_token: Token | None = None
+
+    def restart(self) -> None:
+        """Forget all that this request saw and did, for another attempt at it."""
+        Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
+
+    # What the application does.
+
+    def touch(self) -> None:
+        """Take note that the application looks at its session."""
+        if self.state is State.UNTOUCHED:
+            self.state, self.draft = State.OPEN, Draft()
+
+    def look(self) -> None:
+        """Ask the store, once, what stands under the token. Raises `StoreError`."""
+        known = self.known
+        if type(known) is NotLooked:
+            self.learn(self._look(self))
+        elif type(known) is Failure:
+            raise known.error
+
+    def learn(self, known: Known) -> None:
+        """Take `known` for what is stored, and this request's changes for changes of that."""
+        self.known = known
+        if type(known) is Record:
+            self.came = True
+            if self.draft is _UNTOUCHED:
+                self.touch()
+            self.draft = self.rebased(known)
+        elif type(known) is Failure:
+            raise known.error
+
+    def rebased(self, record: Record) -> Draft:
+        """Return the draft on top of what is stored; a login keeps no data of another owner."""
+        draft, login = self.draft, self.login
+        is_anothers = login is not None and record.owner not in (None, login.owner)
+        return draft.rebased(record.data, replaces=draft.replaces or is_anothers)
+
+    def read(self) -> Draft:
+        """Return the draft, complete: loaded, unless nothing that is stored would stay."""
+        if self.state is State.UNTOUCHED:
+            self.touch()
+        if type(self.known) is not Record and not self.draft.replaces:
+            self.look()
+        return self.draft
+
+    def regenerate(self) -> None:
+        """Have the session get a new token at the commit."""
+        self.touch()
+        if self.state is State.OPEN:
+            self.state = State.REGENERATED
+
+    def log_in(self, login: Login) -> None:
+        """Have the session get a new token and a new owner at the commit."""
+        self.touch()
+        if self.draft.data:
+            self.read()  # Whose the data is decides whether it stays.
+        if self.owner not in (None, login.owner):
+            self.draft.wipe()
+        self.draft.drop(self.secrets)
+        self.login, self.remember, self._new_token = login, None, None
+        self.regenerate()
+
+    def destroy(self) -> None:
+        """Have the session end at the commit, and forget its data."""
+        self.touch()
+        if self.state is not State.ENDED:
+            self.state, self.login, self._new_token = State.DESTROYED, None, None
+            self.until = self.remember = None
+            self.draft.wipe()
+
+    def spoil(self) -> None:
+        """Take note that the document turned out to be none of our form."""
+        self.known, self.came = NOTHING, False
+        self.draft.forget()
+
+    def discard(self) -> None:
+        """Give up every change of a request that failed, all but its `destroy()`."""
+        self.login = self.until = self.remember = None
+        if self.state is State.DESTROYED:
+            self.draft.wipe()
+        elif self.state is not State.UNTOUCHED:
+            self.changed = self.changed or self.state is State.REGENERATED
+            self.state = State.ENDED
+
+    def live_until(self, moment: datetime, remember: bool | None = False) -> None:
+        """Have the session die at `moment`, an aware datetime; this is a change to be stored.
+
+        The moment may be earlier than before, and is bound by `session_lifetime`. It counts from
+        now on, unless it is only the end of an idle time (see `Record.remember`).
+        """
+        self._look_at_what_stays()
+        self.until, self.remember = moment, (remember,)
+
+    def idle_as(self, remember: bool | None) -> None:
+        """Have the session's idle time be that of another kind (see `Record.remember`)."""
+        self._look_at_what_stays()
+        if self.kind is not remember:
+            self.until, self.remember = None, (remember,)
+
+    def _look_at_what_stays(self) -> None:
+        self.touch()
+        if self.state is not State.DESTROYED:
+            self.look()
+
+    # What is known of the session.
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is something to write: data, or when the session is to die."""
+        return self.draft.difference() is not UNCHANGED or self.remember is not None
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether the application changed the session in this request, stored by now or not."""
+        at_work = self.state is State.REGENERATED or self.state is State.DESTROYED
+        try:
+            return self.changed or at_work or self.has_changes
+        except SessionDataError:  # It was changed to what cannot be stored.
+            return True
+
+    @property
+    def record(self) -> Record | None:
+        """The session as it is stored, if it is known; None for one that is over."""
+        known = self.known
+        over = self.state is State.DESTROYED or self.state is State.ENDED
+        return None if over or type(known) is not Record else known
+
+    @property
+    def owner(self) -> str | None:
+        """Who is logged in, as far as is known."""
+        if self.login is not None:
+            return self.login.owner
+        return self.record.owner if self.record else None
+
+    @property
+    def kind(self) -> bool | None:
+        """The session's kind of idle time, as far as is known (see `Record.remember`)."""
+        if self.remember is not None:
+            return self.remember[0]
+        if self.login is not None:
+            return self.login.remember
+        if self.state is State.DESTROYED:
+            return None
+        if type(self.known) is Record:
+            return self.known.remember
+        return True if self.token.endswith(document.REMEMBERED) else None
+
+    @property
+    def new_token(self) -> Token:
+        """The token that the commit will store, if it stores a new session; always the same."""
+        if self._new_token is None:
+            self._new_token = document.new_token(remembered=self.kind is True, sealed=self.seals)
+        return self._new_token
+
+    @property
+    def will_be_new(self) -> bool:
+        """Whether the commit is to store the session under a new token, as far as is known."""
+        if self.login is not None:
+            return True
+        if self.state is State.REGENERATED and type(self.known) is not Nothing:
+            return type(self.known) is not Mark
+        return self.begins and (self.state is State.DESTROYED or type(self.known) is Nothing)
+
+    @property
+    def begins(self) -> bool:
+        """Whether there is something to store in a session that begins."""
+        return bool(self.draft.data) or self.login is not None
+
+    # What a commit came to.
+
+    def take(self, step: Step) -> Outcome:
+        """Make a step of the commit count: the only place that does. Return its outcome."""
+        if step.draft is not None:
+            self.draft = step.draft
+        if step.stored is not None:
+            self.draft.settle(step.stored)
+            new = step.outcome is Outcome.CREATED or step.outcome is Outcome.DESTROYED
+            self.changed = self.changed or new or step.stored is not UNCHANGED
+            self.state = State.OPEN
+            self.login = self.until = self.remember = None
+        match step.outcome:
+            case Outcome.LOOK:
+                self.learn(step.known)
+            case Outcome.ENDED:
+                self.known, self.state = step.known, State.ENDED
+            case Outcome.CREATED:
+                self.known, self.token = step.known, self._new_token or self.token
+                self._new_token = None
+                self.seal = None
+            case Outcome.DESTROYED:
+                self.known, self.token = step.known, Token()
+            case _:
+                self.known = step.known
+        return step.outcome

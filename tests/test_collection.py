@@ -1,0 +1,886 @@
+"""The client of a process: how connecting fails, the words for each cause, time, the primary."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bson
+import dns.resolver
+import pymongo
+import pytest
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import (
+    ConfigurationError,
+    DuplicateKeyError,
+    InvalidOperation,
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+)
+from pymongo.uri_parser import parse_uri
+
+from mongosession_wsgi import MongoStore, SessionDataError, SettingsError, StoreError
+from mongosession_wsgi.collection import Documents, SessionCollection, find, insert
+from mongosession_wsgi.connecting import OPTIONS
+from mongosession_wsgi.document import MAX_SIZE
+from mongosession_wsgi.embedded import EmbeddedServer
+from mongosession_wsgi.failures import REMEDIES, LookUpTimeoutError, explained
+from mongosession_wsgi.settings import Settings
+
+from .faults import wait_until
+from .proxy import Proxy
+
+LONGEST = 30.0
+"""Seconds after which a wait is one without end."""
+SOON = 500
+"""A short `timeoutMS`, for commands that run into it."""
+PEM = Path(__file__).with_name("localhost.pem")
+ID = "i" * 43
+Made = Callable[..., SessionCollection]
+
+
+@pytest.fixture
+def made(mongodb_uri: str, database: str) -> Iterator[Made]:
+    """Make collections of this test's database, and close them in the end."""
+    collections: list[SessionCollection] = []
+
+    def make(host: str = mongodb_uri, **settings: Any) -> SessionCollection:
+        settings = {f"mongodb_{name}": value for name, value in settings.items()}
+        settings = {"mongodb_host": host, "mongodb_session_db": database} | settings
+        collections.append(SessionCollection(Settings.parse(settings)))
+        return collections[-1]
+
+    yield make
+    for one in collections:
+        one.close()
+
+
+@pytest.fixture
+def proxy(mongodb_uri: str) -> Iterator[Proxy]:
+    proxy = Proxy(address_of(mongodb_uri))
+    yield proxy
+    proxy.close()
+
+
+def address_of(uri: str) -> tuple[str, int]:
+    host, port = parse_uri(uri)["nodelist"][0]
+    return host, int(port)
+
+
+def by_name(uri: str) -> str:
+    """Return the URI with a name, for each connection to look up."""
+    return uri.replace("127.0.0.1", "localhost")
+
+
+def look(documents: Documents) -> Any:
+    return find(documents, ID)
+
+
+def grow_old(collection: SessionCollection) -> None:
+    """Use a connection with a `maxIdleTimeMS` of 1, and wait until it is too old."""
+    collection.attempt(look)
+    time.sleep(0.01)
+
+
+def in_time(call: Callable[[], Any]) -> Any:
+    """Return the result of a call; raise `TimeoutError` if the call waits without an end."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except Exception as error:  # noqa: BLE001 - raised again
+            result.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=[run], daemon=True).start()
+    return result.result(LONGEST)
+
+
+def failure_of(call: Callable[[], Any]) -> StoreError:
+    with pytest.raises(StoreError) as caught:
+        in_time(call)
+    return caught.value
+
+
+# Failures while connecting.
+
+
+def test_a_database_must_be_named() -> None:
+    with pytest.raises(SettingsError, match="mongodb_session_db: missing"):
+        SessionCollection(Settings.parse({}))
+
+
+@pytest.mark.parametrize("option", ["tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "damaged", "a folder"])
+def test_a_file_of_certificates_that_cannot_be_read(
+    made: Made, tmp_path: Path, option: str, fault: str
+) -> None:
+    path = tmp_path / "some.pem"
+    if fault == "a folder":
+        path.mkdir()
+    elif fault != "missing":
+        path.write_text("" if fault == "empty" else "-----BEGIN CERTIFICATE-----\nx\n")
+    collection = made(f"mongodb://127.0.0.1:1/?tls=true&{option}={path}")
+    error = failure_of(lambda: collection.attempt(look))
+    assert "A file of certificates is not there, not readable or damaged" in str(error)
+    assert isinstance(error.__cause__, OSError | ConfigurationError)
+
+
+def test_a_file_that_comes_later_is_read_by_the_next_request(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    collection = made(f"mongodb://127.0.0.1:1/?tls=true&tlsCAFile={path}&timeoutMS={SOON}")
+    assert "A file of certificates" in str(failure_of(lambda: collection.attempt(look)))
+    path.write_text(PEM.read_text())
+    assert "nothing listens" in str(failure_of(lambda: collection.attempt(look)))
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        yield patch
+
+
+def test_without_threads_there_is_an_error_and_with_them_it_works(
+    made: Made, no_threads: pytest.MonkeyPatch
+) -> None:
+    collection = made()
+    with pytest.raises(StoreError, match="can have no more threads") as caught:
+        collection.attempt(look)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    no_threads.undo()
+    assert collection.attempt(look) is None
+
+
+def test_the_drivers_own_threads_may_be_what_is_missing(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_ours(self: threading.Thread) -> None:
+        if self.name.startswith("pymongo"):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    collection = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_ours)
+        assert "no more threads" in str(failure_of(lambda: collection.attempt(look)))
+    assert collection.attempt(look) is None
+
+
+def test_a_connection_more_without_a_thread(made: Made, no_threads: pytest.MonkeyPatch) -> None:
+    no_threads.undo()
+    collection = made(max_idle_time_ms=1)
+    grow_old(collection)
+    with no_threads.context() as patch:
+        patch.setattr(threading.Thread, "start", _refuse)
+        assert collection.attempt(look) is None
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), ValueError("x"), OSError("x")])
+def test_an_error_of_the_command_itself_is_not_taken_for_one_of_the_database(
+    made: Made, error: Exception
+) -> None:
+    def wrong(documents: Documents) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        made().attempt(wrong)
+    with pytest.raises(TypeError):
+        made().attempt(lambda documents: documents.update_one(5, 5))  # type: ignore[arg-type]
+
+
+def test_memory_that_runs_out_in_the_midst_of_connecting(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    collection = made(timeout_ms=SOON, max_idle_time_ms=1)
+    grow_old(collection)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert "can have no more memory" in str(failure_of(lambda: collection.attempt(look)))
+
+
+# Names.
+
+
+class Names:
+    """The look-up of `localhost`, which does not end while names are silent."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._answering = threading.Event()
+        self._answering.set()
+        self._real = socket.getaddrinfo
+
+    def look_up(self, host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "localhost":
+            self.asked += 1
+            self._answering.wait(2 * LONGEST)
+        return self._real(host, *args, **kwargs)
+
+    def be_silent(self) -> None:
+        self._answering.clear()
+
+    def answer(self) -> None:
+        self._answering.set()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    names = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", names.look_up)
+    yield names
+    names.answer()
+
+
+def test_a_name_that_hangs_at_first_use(made: Made, proxy: Proxy, names: Names) -> None:
+    collection = made(by_name(proxy.uri), timeout_ms=SOON)
+    names.be_silent()
+    assert "name" in str(failure_of(lambda: collection.attempt(look)))
+    names.answer()
+    assert in_time(lambda: made(by_name(proxy.uri)).attempt(look)) is None
+
+
+def test_a_name_that_hangs_when_an_idle_connection_is_replaced(
+    made: Made, proxy: Proxy, names: Names
+) -> None:
+    collection = made(by_name(proxy.uri), timeout_ms=SOON, max_idle_time_ms=1)
+    grow_old(collection)
+    names.be_silent()
+    asked = names.asked
+    error = failure_of(lambda: collection.attempt(look))
+    assert "was not looked up in time" in str(error)
+    assert isinstance(error.__cause__, LookUpTimeoutError)
+    assert names.asked > asked
+    names.answer()
+    assert in_time(lambda: made(by_name(proxy.uri)).attempt(look)) is None
+
+
+def test_a_name_that_hangs_while_the_pool_grows_costs_no_connection_that_is_there(
+    made: Made, proxy: Proxy, names: Names
+) -> None:
+    collection = made(by_name(proxy.uri), timeout_ms=round(1000 * LONGEST))
+    collection.attempt(look)
+    names.be_silent()
+    with ThreadPoolExecutor(1) as threads:
+        struck = proxy.struck
+        proxy.delay(LONGEST)
+        first = threads.submit(collection.attempt, look)
+        wait_until(lambda: proxy.struck > struck)
+        with pymongo.timeout(SOON / 1000):
+            error = failure_of(lambda: collection.attempt(look))
+        proxy.forward()
+        assert first.result(LONGEST) is None
+    assert isinstance(error.__cause__, LookUpTimeoutError)
+    assert in_time(lambda: collection.attempt(look)) is None, "the names are silent still"
+
+
+def test_names_that_hang_for_long_hold_two_threads_and_no_more(
+    made: Made, proxy: Proxy, names: Names
+) -> None:
+    collection = made(by_name(proxy.uri), timeout_ms=SOON, max_idle_time_ms=1)
+    grow_old(collection)
+    names.be_silent()
+    with ThreadPoolExecutor(6) as threads:
+        runs = [threads.submit(collection.attempt, look) for _ in range(12)]
+        errors = [run.exception(LONGEST) for run in runs]
+    assert {type(error) for error in errors} == {StoreError}
+    stuck = [one for one in threading.enumerate() if one.name == "mongosession connect"]
+    assert len(stuck) == 2
+    names.answer()
+    for one in stuck:
+        one.join(LONGEST)
+    assert collection.attempt(look) is None
+
+
+def test_the_driver_takes_the_pool_that_bounds_a_connection(made: Made) -> None:
+    client = made().documents.database.client
+    client.admin.command("ping")
+    (server,) = client._topology._servers.values()
+    assert OPTIONS
+    assert type(server.pool) is OPTIONS["_pool_class"]
+
+
+def test_a_driver_that_knows_no_such_pool_is_taken_as_it_is(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mongosession_wsgi.connecting.OPTIONS", {"_pool": None})
+    assert made().attempt(look) is None
+
+
+class Zone:
+    """The answers of the name servers for `cluster.example.test`."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[str] = []
+        self.error: Exception | None = None
+        self.text = [b"authSource=admin"]
+        self.target = "db.example.test"
+        self.answering = threading.Event()
+        self.answering.set()
+
+    def resolve(self, name: str, kind: str, **_: Any) -> Any:
+        self.asked.append(kind)
+        self.answering.wait(2 * LONGEST)
+        if self.error is not None:
+            raise self.error
+        if kind == "TXT":
+            return [SimpleNamespace(strings=[text]) for text in self.text]
+        target = SimpleNamespace(to_text=lambda omit_final_dot: self.target)
+        return [SimpleNamespace(target=target, port=self.port)]
+
+
+CLUSTER = "mongodb+srv://cluster.example.test/?tls=false"
+
+
+@pytest.fixture
+def zone(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zone]:
+    address, port = address_of(mongodb_uri)
+    zone, real = Zone(port), socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(address if host == "db.example.test" else host, *args, **kwargs)
+
+    monkeypatch.setattr(dns.resolver, "resolve", zone.resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    yield zone
+    zone.answering.set()
+
+
+def test_a_cluster_that_is_named_by_dns(made: Made, zone: Zone) -> None:
+    collection = made(CLUSTER)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(collection.attempt, [look] * 4)) == [None] * 4
+    assert zone.asked == ["SRV", "TXT"], "one look-up is for all who wait"
+
+
+def test_a_cluster_whose_name_is_known_late_is_there_for_the_next_request(
+    made: Made, zone: Zone
+) -> None:
+    zone.answering.clear()
+    collection = made(CLUSTER, timeout_ms=SOON)
+    for _ in range(2):
+        error = failure_of(lambda: collection.attempt(look))
+        assert "was not looked up in time" in str(error)
+        assert isinstance(error.__cause__, LookUpTimeoutError)
+    zone.answering.set()
+    making = collection._making[os.getpid()]
+    assert making.result(LONGEST) is collection.documents
+    assert collection.attempt(look) is None
+    assert zone.asked == ["SRV", "TXT"]
+
+
+def test_a_client_that_takes_long_for_another_reason_than_its_name(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = threading.Event()
+
+    def load(self: ssl.SSLContext) -> None:
+        loading.wait(2 * LONGEST)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", load)
+    collection = made("mongodb://127.0.0.1:1/?tls=true", timeout_ms=SOON)
+    assert "MongoDB did not answer in time" in str(failure_of(lambda: collection.attempt(look)))
+    loading.set()
+
+
+def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
+    made: Made, zone: Zone
+) -> None:
+    zone.answering.clear()
+    collection = made(f"{CLUSTER}&timeoutMS={SOON}")
+    failure_of(lambda: collection.attempt(look))
+    making = collection._making[os.getpid()]
+    collection.close()
+    zone.answering.set()
+    late = making.result(LONGEST)
+    with pytest.raises(InvalidOperation):
+        late.find_one({})
+    assert collection.attempt(look) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"error": dns.resolver.NXDOMAIN()}, "cannot be looked up"),
+        ({"error": dns.resolver.NoNameservers()}, "cannot be looked up"),
+        (
+            {"error": dns.resolver.LifetimeTimeout(timeout=1, errors=[])},
+            "was not looked up in time",
+        ),
+        ({"text": [b"tls=true"]}, "DNS records of the name"),
+        ({"text": [b"authSource=a", b"authSource=b"]}, "DNS records of the name"),
+        ({"text": [b"\xff\xfe"]}, "DNS records of the name"),
+        ({"target": "db.elsewhere.test"}, "DNS records of the name"),
+    ],
+    ids=str,
+)
+def test_a_name_server_that_says_something_else(
+    made: Made, zone: Zone, fault: dict[str, Any], words: str
+) -> None:
+    vars(zone).update(fault)
+    collection = made(CLUSTER)
+    error = failure_of(lambda: collection.attempt(look))
+    assert words in str(error)
+    vars(zone).update(vars(Zone(zone.port)))
+    assert collection.attempt(look) is None
+
+
+def test_a_cluster_named_by_dns_without_dnspython(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dns"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    error = failure_of(lambda: made(CLUSTER).attempt(look))
+    assert "needs the package dnspython" in str(error)
+
+
+# No secrets.
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://u:hunter2/sesame@db/",
+        "mongodb://u:12345/sesame@db/",
+        "mongodb://u:hunter2@sesame@db/",
+        "mongodb://u:hunter2:sesame@db/",
+        "mongodb://u:hunter2?sesame@db/",
+        "mongodb://u:hunter2#sesame@db/?timeoutMS=500",
+        "mongodb://u:hunter2%sesame@db/",
+        "mongodb://u:hunter2[sesame@db:x/",
+        "mongodb+srv://u:hunter2,sesame@a,b/",
+        "mongodb+srv://u:hunter2/sesame@cluster.example.test:1/",
+        "mongodb://u:hunter2sesame@127.0.0.1:1/?timeoutMS=500",
+        "mongodb://u:hunter2sesame@127.0.0.1:1/?tls=true&tlsCAFile=hunter2sesame",
+        "mongodb://u:hunter2sesame@db/?authMechanism=PLAIN&readPreference=primary&readPreferenceTags=a:b",
+    ],
+)
+def test_no_part_of_a_password_is_told(made: Made, uri: str) -> None:
+    error = failure_of(lambda: made(uri).attempt(look))
+    told = "".join(traceback.format_exception(error))
+    assert "hunter2" not in told.replace(uri, "")
+    assert "sesame" not in told.replace(uri, "")
+    assert error.__cause__ is not None
+
+
+# Seven causes, seven texts.
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], object]) -> Iterator[int]:
+    """Yield the port of a server that passes each connection to `serve`, and then closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                serve(connection)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    threading.Thread(target=serve_one, args=[connection], daemon=True).start()
+
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    accepting.join(LONGEST)
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.recv(4096)
+
+
+def stay_silent(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+
+
+def say_alert(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"\x15\x03\x03\x00\x02\x02\x50")
+
+
+def say_http(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def speak_tls(connection: socket.socket, *, wants_certificate: bool = False) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(PEM)
+    if wants_certificate:
+        context.load_verify_locations(PEM)
+        context.verify_mode = ssl.CERT_REQUIRED
+    with connection.dup() as below:
+        try:
+            with context.wrap_socket(connection, server_side=True) as speaking:
+                stay_silent(speaking)
+        except ssl.SSLError:  # To close at once would take the alert back.
+            below.shutdown(socket.SHUT_WR)
+            stay_silent(below)
+
+
+def want_certificate(connection: socket.socket) -> None:
+    speak_tls(connection, wants_certificate=True)
+
+
+@pytest.fixture
+def atlas(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "nowhere.example.test":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        here = str(host).endswith(".mongodb.net")
+        return real("127.0.0.1" if here else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+TLS = "tls=true&"
+TRUSTED = f"{TLS}tlsCAFile={PEM}&"
+TEXTS = {
+    "atlas": ("cluster0-shard-00-00.abc.mongodb.net", say_alert, TLS, "IP access list"),
+    "atlas, closed": ("cluster0-shard-00-00.abc.mongodb.net", hang_up, TLS, "IP access list"),
+    "tls to plain": ("127.0.0.1", say_http, TLS, "remove mongodb_tls"),
+    "tls to plain, closed": ("127.0.0.1", hang_up, TLS, "remove mongodb_tls"),
+    "plain to tls": ("127.0.0.1", speak_tls, "", "set mongodb_tls: true"),
+    "untrusted": ("localhost", speak_tls, TLS, "is not trusted"),
+    "another name": ("127.0.0.1", speak_tls, TRUSTED, "is for another name"),
+    "certificate wanted": ("localhost", want_certificate, TRUSTED, "certificate of this client"),
+    "alert": ("localhost", say_alert, TLS, "TLS with the server fails"),
+    "silent": ("127.0.0.1", stay_silent, "", "did not answer in time"),
+    "no mongodb": ("127.0.0.1", say_http, "", "What answers is no MongoDB"),
+    "no name": ("nowhere.example.test", stay_silent, "", "cannot be looked up"),
+    "no such name": ("a..b", stay_silent, "", "cannot be looked up"),
+}
+
+
+@pytest.mark.usefixtures("atlas")
+@pytest.mark.parametrize(("host", "serve", "options", "words"), TEXTS.values(), ids=TEXTS)
+def test_each_cause_has_its_text(
+    made: Made, host: str, serve: Callable[[socket.socket], object], options: str, words: str
+) -> None:
+    with listening(serve) as port:
+        collection = made(f"mongodb://{host}:{port}/?{options}timeoutMS={SOON}")
+        for _ in range(10):  # A busy machine may take all of the time to begin with TLS.
+            error = failure_of(lambda: collection.attempt(look))
+            if words in str(error):
+                break
+        collection.close()
+    assert words in str(error)
+    assert isinstance(error.__cause__, PyMongoError)
+
+
+def test_nothing_listens(made: Made) -> None:
+    with listening(stay_silent) as port:
+        pass
+    error = failure_of(lambda: made(f"127.0.0.1:{port}", timeout_ms=SOON).attempt(look))
+    assert "nothing listens" in str(error)
+
+
+@pytest.mark.parametrize("direct", ["", "&directConnection=true"])
+def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str) -> None:
+    host, port = address_of(mongodb_uri)
+    collection = made(f"mongodb://{host}:{port}/?replicaSet=other&timeoutMS={SOON}{direct}")
+    assert "replica set of that name" in str(failure_of(lambda: collection.attempt(look)))
+
+
+CODES = {
+    13: "grant it readWrite",
+    16500: "throttles",
+    8000: "plan of this MongoDB",
+    301: "mongodb_retry_writes: false",
+    4321: "MongoDB failed (OperationFailure)",
+}
+
+
+@pytest.mark.parametrize(("code", "words"), CODES.items())
+def test_each_code_has_its_text(made: Made, proxy: Proxy, code: int, words: str) -> None:
+    collection = made(proxy.uri)
+    collection.attempt(look)
+    proxy.rewrite(lambda command, ask: a_failure(code) if "find" in command else ask())
+    error = failure_of(lambda: collection.attempt(look))
+    assert words in str(error)
+    assert isinstance(error.__cause__, OperationFailure)
+
+
+def a_failure(code: int) -> dict[str, Any]:
+    return {"ok": 0.0, "code": code, "errmsg": "no"}
+
+
+def test_the_texts_differ() -> None:
+    texts = [words for *_, words in TEXTS.values()] + list(CODES.values())
+    assert len(set(texts)) >= 15
+    assert explained(RuntimeError("x")) == "MongoDB failed (RuntimeError)"
+    assert len({one.sentence for one in REMEDIES}) == len(REMEDIES)
+    for one in REMEDIES:
+        assert one.sentence[0].isupper()
+        assert not one.sentence.endswith(".")
+
+
+# Users.
+
+
+@pytest.fixture(scope="module")
+def with_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path_factory.mktemp("users"))
+    with server, MongoClient[Any](server.uri) as client:
+        resource = {"db": "", "collection": ""}
+        for role, actions in {"blind": ["find", "insert", "createIndex"], "none": []}.items():
+            privileges = [{"resource": resource, "actions": actions}] if actions else []
+            client.admin.command("createRole", role, privileges=privileges, roles=[])
+            client.admin.command("createUser", role, pwd="hunter2", roles=[role])
+    server.options = ("--auth",)
+    with server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        ({}, "the settings have none"),
+        ({"username": "blind", "password": "wrong"}, "refused the login"),
+        ({"username": "nobody", "password": "hunter2"}, "refused the login"),
+        ({"username": "blind", "password": "hunter2\n"}, "ends in a newline"),
+        ({"username": "none", "password": "hunter2"}, "grant it readWrite"),
+        (
+            {"username": "blind", "password": "hunter2", "auth_mechanism": "GSSAPI"},
+            "another package",
+        ),
+    ],
+    ids=str,
+)
+def test_each_way_to_be_refused_has_its_text(
+    made: Made, with_users: EmbeddedServer, login: dict[str, str], words: str
+) -> None:
+    collection = made(with_users.uri, timeout_ms=SOON, **login)
+    for _ in range(2):
+        error = failure_of(lambda: collection.attempt(look))
+        assert words in str(error)
+        assert "hunter2" not in "".join(traceback.format_exception(error))
+
+
+def test_a_client_of_the_applications_own_fails_in_the_same_words(
+    with_users: EmbeddedServer, database: str
+) -> None:
+    settings = Settings.parse({"mongodb_session_db": database})
+    with MongoClient[Any](
+        with_users.uri, username="blind", password="hunter2\n", timeoutMS=SOON
+    ) as client:
+        error = failure_of(lambda: SessionCollection(settings, client).attempt(look))
+    assert "ends in a newline" in str(error)
+
+
+# The primary, and nobody else.
+
+
+def as_secondary(command: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Answer as a member does that has lost an election."""
+    mode = command.get("$readPreference", {}).get("mode", "primary")
+    if {"find", "aggregate", "listIndexes"} & command.keys() and mode == "primary":
+        return a_failure(13435)
+    if {"insert", "update", "delete", "findAndModify"} & command.keys():
+        return a_failure(10107)
+    found = ask()
+    if "setName" in found:
+        found |= {"ismaster": False, "isWritablePrimary": False, "secondary": True}
+        found.pop("topologyVersion", None)
+    return found
+
+
+READS: dict[str, Callable[[SessionCollection], Any]] = {
+    "find": lambda one: one.attempt(look),
+    "cursor": lambda one: one.attempt(lambda documents: list(documents.find({}))),
+    "count": lambda one: one.attempt(lambda documents: documents.count_documents({})),
+    "distinct": lambda one: one.attempt(lambda documents: documents.distinct("_id")),
+    "raw cursor": lambda one: list(one.raw.find({})),
+    "raw aggregate": lambda one: list(one.raw.aggregate([])),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_secondary_is_not_read(
+    made: Made, proxy: Proxy, stored: Collection[Any], read: Callable[[SessionCollection], Any]
+) -> None:
+    stored.insert_one({"_id": ID})
+    collection = made(proxy.uri, timeout_ms=2 * SOON)
+    proxy.rewrite(as_secondary)
+    error = failure_of(lambda: read(collection))
+    assert "not the primary" in str(error)
+    assert isinstance(error.__cause__, NotPrimaryError)
+    proxy.forward()
+    wait_until(lambda: collection.documents.database.client.is_primary)
+    assert read(collection)
+
+
+def test_a_member_that_was_the_primary_a_moment_ago_is_not_read(
+    made: Made, proxy: Proxy, stored: Collection[Any]
+) -> None:
+    stored.insert_one({"_id": ID})
+    collection = made(proxy.uri, timeout_ms=2 * SOON)
+    assert collection.attempt(look) == {"_id": ID}
+
+    def unnoticed(command: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return as_secondary(command, ask) if "find" in command else ask()
+
+    proxy.rewrite(unnoticed)
+    failure_of(lambda: collection.attempt(look))
+
+
+def test_a_store_lists_and_revokes_nothing_on_a_secondary(
+    proxy: Proxy, settings: dict[str, Any], store: MongoStore
+) -> None:
+    session = store.open(None)
+    session.login("alice")
+    store.flush(session)
+    direct = MongoStore(settings | {"mongodb_host": proxy.uri, "mongodb_timeout_ms": 2 * SOON})
+    proxy.rewrite(as_secondary)
+    for call in (
+        lambda: list(direct.sessions()),
+        lambda: direct.revoke_all("alice"),
+        lambda: direct.revoke_all("bob"),
+        lambda: direct.retrieve(session.token or ""),
+        lambda: list(direct.collection.find({})),
+        direct.purge,
+    ):
+        failure_of(call)
+    direct.close()
+
+
+# Time.
+
+
+@pytest.mark.parametrize("given", [{"timeout_ms": 0}, {"timeout_ms": "0"}, {}])
+def test_no_limit(made: Made, proxy: Proxy, given: dict[str, Any]) -> None:
+    collection = made(proxy.uri if given else f"{proxy.uri}&timeoutMS=0", **given)
+    assert collection.timeout is None
+    assert collection.attempt(look) is None
+    proxy.delay(0.05)
+    with collection.deadline(0.0):
+        assert collection.attempt(look) is None
+    proxy.forward()
+
+
+@pytest.mark.parametrize("ours", [0, 1000 * LONGEST])
+def test_a_timeout_of_the_applications_own_is_not_made_longer(
+    made: Made, proxy: Proxy, ours: float
+) -> None:
+    collection = made(proxy.uri, timeout_ms=int(ours))
+    collection.attempt(look)
+    proxy.silent()
+    with pymongo.timeout(SOON / 1000), collection.deadline(time.monotonic()):
+        error = failure_of(lambda: collection.attempt(look))
+    assert error.__cause__.timeout
+
+
+def test_what_has_taken_time_before_is_counted(made: Made, proxy: Proxy) -> None:
+    hours = 3_600_000
+    collection = made(proxy.uri, timeout_ms=2 * hours)
+    collection.attempt(look)
+    proxy.silent()
+    with collection.deadline(time.monotonic() - 2 * hours / 1000):
+        error = failure_of(lambda: collection.attempt(look))
+    assert error.__cause__.timeout
+
+
+def test_idle_connections_that_were_cut_cost_nobody_an_error(made: Made, proxy: Proxy) -> None:
+    collection = made(proxy.uri)
+    commands: list[Callable[[Documents], Any]] = [
+        look,
+        lambda documents: documents.update_one({"_id": ID}, {"$set": {"a": 1}}),
+        lambda documents: documents.delete_many({"_id": ID}),
+        lambda documents: list(documents.find({})),
+    ]
+    for command in commands:
+        with ThreadPoolExecutor(4) as threads:
+            proxy.delay(0.05)
+            list(threads.map(collection.attempt, [look] * 4))
+            proxy.forward()
+            assert proxy.connections >= 4
+            proxy.cut_idle()
+            for run in [threads.submit(collection.attempt, command) for _ in range(4)]:
+                run.result(LONGEST)
+
+
+# Documents that are too large, and ids that are taken.
+
+
+def test_a_refusal_in_words_of_its_own_of_what_is_too_large(made: Made, proxy: Proxy) -> None:
+    def update(documents: Documents) -> Any:
+        return documents.update_one({"_id": ID}, {"$set": {"a": 1}})
+
+    collection = made(proxy.uri)
+    collection.attempt(update, MAX_SIZE + 1)
+    for code, size, expected in (
+        (4321, MAX_SIZE + 1, SessionDataError),
+        (4321, MAX_SIZE, StoreError),
+        (4321, 0, StoreError),
+        (13, MAX_SIZE + 1, StoreError),
+        (50, MAX_SIZE + 1, StoreError),
+        (10334, 0, SessionDataError),
+    ):
+        proxy.rewrite(
+            lambda command, ask, code=code: a_failure(code) if "update" in command else ask()
+        )
+        with pytest.raises(expected):
+            collection.attempt(update, size)
+
+
+def raw(**document: Any) -> RawBSONDocument:
+    return RawBSONDocument(bson.encode(document))
+
+
+def test_an_id_that_is_taken_where_the_server_does_not_say_so(made: Made, proxy: Proxy) -> None:
+    collection = made(proxy.uri)
+    assert collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+    assert not collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+
+    def without_key(command: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        found = ask()
+        for error in found.get("writeErrors", ()):
+            error.pop("keyPattern", None)
+        return found
+
+    proxy.rewrite(without_key)
+    assert not collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+
+
+def test_a_unique_index_of_somebody_else_is_no_id_that_is_taken(
+    made: Made, stored: Collection[Any]
+) -> None:
+    stored.create_index("owner", unique=True)
+    collection = made()
+    assert collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+    with pytest.raises(StoreError) as caught:
+        collection.attempt(lambda documents: insert(documents, raw(_id="j" * 43)))
+    assert isinstance(caught.value.__cause__, DuplicateKeyError)
