@@ -32,12 +32,13 @@ quick: $(INSTALLED)  ## run the tests that need no server, in less than half a m
 test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
 	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py
 
-check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
+check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph, prose
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
+	$(BIN)/python -m tests.prose
 
 docs: $(INSTALLED)  ## build the site into build/docs, warnings as errors
 	@$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs

@@ -1,4 +1,4 @@
-"""Start and stop a MongoDB-compatible server on this machine, for demos and tests.
+"""Start and stop a MongoDB-compatible server on the machine, for demos and tests.
 
 The server is SecantusDB, of the extra `embedded`: a process of its own, never imported. SecantusDB
 has no release for Python 3.14 and newer. There the extra brings `uv`, and uv runs the server under
@@ -31,10 +31,10 @@ from .errors import SessionError
 _PROGRAM = "secantusd-py"
 _RELEASE = "SecantusDB==0.7.0b3"
 _TOO_NEW = (3, 14)
-"""The first Python without a wheel of the release."""
+"""The first Python that the release has no wheel for."""
 
 _PYTHONS = ">=3.10,<3.14"
-"""The Pythons with a wheel of the release."""
+"""The Pythons that the release has wheels for."""
 
 _LONGEST_START = 60.0
 _LONGEST_STOP = 10.0
@@ -50,11 +50,11 @@ class _PortLostError(EmbeddedServerError):
 
 
 class EmbeddedServer:
-    """A MongoDB-compatible server on a loopback port, with data in the folder `data`.
+    """A MongoDB-compatible server on a loopback port, with the data in the folder `data`.
 
-    The server ends with its owner, the process that called `start`, also if the owner is killed.
-    Port 0 takes a free port, and later starts take the same port again. `options` are further
-    options of the server's command line. Other users cannot read the folder.
+    The server ends with the process of the starter, even after a SIGKILL. Port 0 takes a
+    free port, and later starts take the same port again. `options` are further options of the
+    server's command line. Nobody but the user who started the server can read the folder.
     """
 
     def __init__(self, data: Path | str, *, port: int = 0, options: Sequence[str] = ()) -> None:
@@ -77,9 +77,9 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> EmbeddedServer:
-        """Start the server, and return when it answers: after one to five seconds.
+        """Start the server, and return at the first answer: after one to five seconds.
 
-        Raises `EmbeddedServerError`, with the last words of the server if it said any.
+        Raises `EmbeddedServerError`, with the last words of the server, if any.
         """
         if self._is_running():
             raise EmbeddedServerError(f"The embedded server runs already, on port {self.port}")
@@ -96,7 +96,7 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """End the server and wait until its process is gone; the data stays."""
+        """End the server and wait for the end; the data stays."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             # In a fork of the owner both calls do nothing: the watcher is no child of the fork.
@@ -106,12 +106,12 @@ class EmbeddedServer:
                 time.sleep(0.02)
 
     def _wake(self) -> None:
-        """Connect to the server once. A server without visitors takes two seconds to end."""
+        """Connect to the server once: its end waits two seconds for a last visitor otherwise."""
         with socket.socket() as visitor:
             visitor.connect_ex(("127.0.0.1", self.port))
 
     def kill(self) -> None:
-        """End the server by SIGKILL, like a crash, and wait until the process is gone."""
+        """Send the server SIGKILL, like a crash, and wait for the end."""
         if self._is_running():
             os.kill(self.pid, signal.SIGKILL)
         self.stop()
@@ -121,7 +121,7 @@ class EmbeddedServer:
 
     @contextmanager
     def _own_folder(self) -> Iterator[IO[bytes]]:
-        """Make the folder, close it to other users, and lock it; yield the file with the lock."""
+        """Make the folder, close it to other users, and lock it: return the open configuration."""
         config = self.data / "config.toml"
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _close_to_others(folder: Path) -> None:
 
 
 def _program() -> str:
-    """Return the path of the server's program, from pip or, on a newer Python, from uv."""
+    """Return the path of the server's program: installed by pip, or by uv for a newer Python."""
     program = _find(_PROGRAM)
     if program is not None:
         return program
@@ -228,10 +228,11 @@ def _find(program: str) -> str | None:
 
 @cache
 def _program_by_uv(uv: str) -> str:
-    """Have uv install the server under an older Python, and return the path of the program.
+    """Have uv set the server up under an older Python, and return the path of the program.
 
-    uv finds an older Python on the machine, or fetches one, and keeps the environment in a cache.
-    The watcher runs the program without uv: process id and signals are the server's own.
+    uv finds the older Python on the machine, or fetches a copy, and caches the environment. The
+    watcher runs the server, and uv does not: so process id, signals and end are the same as of a
+    server installed by pip.
     """
     this = ".".join(map(str, sys.version_info[:2]))
     print(
@@ -241,7 +242,7 @@ def _program_by_uv(uv: str) -> str:
     )
     setup = ["tool", "run", "--python", _PYTHONS, "--from", _RELEASE]
     setup += ["python", "-c", "import sys; print(sys.prefix)"]
-    # Offline first: a complete environment needs no network, and no time.
+    # Offline first: an environment that is complete needs no network, and no time.
     done = subprocess.run([uv, "--offline", *setup], capture_output=True, text=True, check=False)
     if done.returncode:
         done = subprocess.run([uv, *setup], stdout=subprocess.PIPE, text=True, check=False)
@@ -255,7 +256,7 @@ def _program_by_uv(uv: str) -> str:
 
 
 def _free_port(port: int) -> int:
-    """Return `port` if it is free, and any free one for 0."""
+    """Return `port` if free, and any free port for 0."""
     with socket.socket() as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -268,10 +269,10 @@ def _free_port(port: int) -> int:
 
 
 def _watch(owner: int, command: Sequence[str]) -> None:
-    """Run the server until the server or the owner ends, or until somebody ends the watcher.
+    """Run the server until it ends, the owner ends, or somebody ends this process.
 
-    The watcher has another parent once the owner is dead. A pipe would not tell: children of the
-    owner may live on, and hold the pipe open.
+    After the death of a parent, a child has another parent. The watcher looks for the change, and
+    not for a closed pipe: other children of the dead parent may hold the pipe open.
     """
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
@@ -295,7 +296,7 @@ def _watch(owner: int, command: Sequence[str]) -> None:
 
 
 def _end_with_watcher() -> None:
-    """Have Linux send this process SIGTERM when its parent dies, also of a SIGKILL."""
+    """Have Linux send the process SIGTERM when the parent dies, even of a SIGKILL."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

@@ -331,6 +331,12 @@ def test_a_bad_uri_is_told_without_its_password(mongosession: Command) -> None:
     assert "percent-encoded" in failed.stderr
 
 
+def test_a_uri_in_a_wrong_place_is_quoted_without_its_password(mongosession: Command) -> None:
+    uri = f"mongodb://admin:{SECRET}@host/shop"
+    for arguments in (["stats", uri], [uri], ["list", "--newest", uri], ["show", uri]):
+        assert "mongodb://…@host" in mongosession(*arguments, code=2).stderr
+
+
 def test_check_says_so_of_a_server_that_is_not_there(mongosession: Command) -> None:
     uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
     found, driver = mongosession("check", "--uri", uri, code=1).stdout.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from .connection import Connection, reach
 from .console import counted
 from .health import Health
 from .judging import has_ttl
+from .reasons import without_users
 from .streams import say
 from .verdicts import Finding, Verdict
 
@@ -339,10 +341,9 @@ def _ran() -> int:
     try:
         return program.main(prog_name="mongosession", standalone_mode=False) or 0
     except click.ClickException as error:
-        try:
-            error.show()
-        except OSError:
-            streams.drop_output(sys.stderr)
+        shown = io.StringIO()
+        error.show(file=shown)
+        say(without_users(shown.getvalue().rstrip("\n")))  # It may quote a URI in a wrong place.
         return error.exit_code
     except click.Abort:
         say("Interrupted.")

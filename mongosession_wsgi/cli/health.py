@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from secrets import token_urlsafe
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from .. import document
@@ -21,6 +20,9 @@ from . import judging
 from .administration import REFUSED, SIZED, Administration
 from .judging import Hint, Judged
 from .verdicts import Finding, Verdict
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
 
 _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""

@@ -1,4 +1,4 @@
-"""The session of a test client: to look at what it holds, and to give it another."""
+"""The session of a test client: look at the data, or give the client another session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..store import MongoStore
 
 @contextmanager
 def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
-    """Open the session of a test client; at the end of the block, store it and set its cookie.
+    """Open the session of a test client; after the block, store the session and set the cookie.
 
     `client` is Werkzeug's or Flask's test client, WebTest's `TestApp`, or the environ of requests
     to come, a dict. Of `store`, which the application uses too, come the settings of the cookie.
@@ -45,7 +45,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
 
 
 def _has_an_interface_of_ours(client: Any) -> bool:
-    """Say whether this is the client of a Flask application that has its session from here."""
+    """Say whether a client belongs to a Flask application with a session of ours."""
     interface = getattr(getattr(client, "application", None), "session_interface", None)
     return type(interface).__module__.startswith("mongosession_wsgi.")
 
@@ -64,7 +64,7 @@ def _jar_of(client: Any) -> _Jar:
 
 
 class _Jar(Protocol):
-    """Where a client keeps its cookies; an empty value is that of a cookie that is gone."""
+    """The cookies of a client; an empty value deletes a cookie."""
 
     base_url: str
 
@@ -109,7 +109,7 @@ class _OfWebTest:
         if value:
             self._client.set_cookie(name, value)
             for cookie in self._cookies(name):
-                cookie.value = value  # WebTest puts it into quotes.
+                cookie.value = value  # WebTest puts values into quotes.
 
     def _cookies(self, name: str) -> list[Any]:
         return [cookie for cookie in self._client.cookiejar if cookie.name == name]

@@ -152,6 +152,10 @@ def _brought(history: History, birth: Birth) -> dict[str, list[Any]]:
     brought: dict[str, list[Any]] = {}
     if visit.local.logs_in is None or visit.id is None:
         return brought
+    for seen in visit.local.seen:  # What it has in hand, if the first login is over or too slow.
+        if seen.owner in (visit.local.logs_in, None):
+            for key, value in seen.data.items():
+                brought.setdefault(key, []).append(value)
     for number in range(visit.steps[0].number, birth.step.number + 1):
         for id_ in history.successors_of(visit.id):
             view = history.view(id_, number)

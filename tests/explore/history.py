@@ -97,7 +97,7 @@ class Views:
             return View(Form.LIVE, session.copy(), session.owner, moments)
         if "data" in document:
             return View(Form.EXPIRED, {}, document.get("owner"), moments)
-        if moments[-1] <= now:
+        if moments[-1] <= now or "successor" not in document:  # A tombstone leads nowhere.
             return NOTHING_THERE
         return View(Form.MARK, {}, document.get("owner"), moments)
 
@@ -184,8 +184,16 @@ class History:
         return [
             self.view(visit.id, look.number).form
             for look in self.looks(visit, until)
-            if look.way not in _UNTOLD
+            if look.way not in _UNTOLD and not self._has_missed(look, visit)
         ]
+
+    def _has_missed(self, look: Step, visit: Visit) -> bool:
+        """Say whether a command was for other sessions than the live one that was there.
+
+        A login that has not looked takes no session of the same owner, and is not told of it.
+        """
+        is_swap = isinstance(look.pending, Command) and look.pending.name == "find_one_and_update"
+        return is_swap and not look.changes and self.view(visit.id, look.number).is_live
 
     def ends_of(self, id_: str | None, until: int | None = None) -> list[End]:
         return [

@@ -79,7 +79,7 @@ class Step(NamedTuple):
 class _Saved(NamedTuple):
     """A point of an order."""
 
-    count: int
+    taken: int
     time: tuple[datetime, float]
     patient: Visit | None
     visits: list[tuple[Any, ...]]
@@ -203,7 +203,7 @@ class World:
 
     def restore(self, saved: _Saved) -> None:
         """Go back to a point of this order."""
-        del self.steps[saved.count :], self.states[saved.count + 1 :]
+        del self.steps[saved.taken :], self.states[saved.taken + 1 :]
         self.server.hold(self.states[-1][0])
         self.time.now, self.time.passed = saved.time
         self._patient = saved.patient
