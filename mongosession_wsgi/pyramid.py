@@ -100,14 +100,12 @@ def _set_store(config: Configurator, store: Store) -> None:
 def _install(event: ApplicationCreated) -> None:
     """Put our middleware around the execution policy of the application, whichever it has.
 
-    So a session is stored after all attempts, tweens, callbacks and subscribers, and along with the
-    response that goes out.
+    So a session is stored after all attempts, tweens, callbacks and subscribers.
     """
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
     store = registry.get(_STORE)
     exchanges = registry[_EXCHANGES] = Exchanges(registry.settings, store)
-    # What a login leaves behind: the CSRF token, wherever Pyramid keeps it in the session.
-    policy = registry.queryUtility(ICSRFStoragePolicy)
+    policy = registry.queryUtility(ICSRFStoragePolicy)  # It may keep the token under another key.
     registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -138,9 +136,13 @@ def _session_of_subrequest(request: Request) -> Session:
         response.headerlist = exchange.headers(response.headerlist)
         request.add_finished_callback(lambda _: exchange.close())
 
+    def abandon(_: Request) -> None:
+        exchange.is_running = False
+        exchange.abandon()
+
     # After the other callbacks, which may use the session too.
     request.add_response_callback(lambda *_: request.add_response_callback(commit))
-    request.add_finished_callback(lambda _: exchange.abandon())
+    request.add_finished_callback(abandon)
     return exchange.session
 
 

@@ -230,6 +230,17 @@ def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
     assert browser.get("/own").header("Vary") == "Accept, Cookie"
 
 
+def test_a_page_that_begins_a_session_is_private(app: Flask, browser: Browser) -> None:
+    public = {"Cache-Control": "public, max-age=60", "CDN-Cache-Control": "max-age=60"}
+    on(app)(lambda: Response(str(session.setdefault("a", 1)), headers=public))
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "private, max-age=60"
+    assert answer.header("CDN-Cache-Control") is None
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "public, max-age=60"
+    assert answer.header("CDN-Cache-Control") == "max-age=60"
+
+
 def test_templates_and_the_hooks_after_a_view_reach_the_session(
     app: Flask, visitor: FlaskClient
 ) -> None:
