@@ -67,14 +67,15 @@ def calls_of(act: Callable[[], object]) -> int:
 
 CALLS = {
     "untouched": 13,
-    "first visit": 43,
-    "read": 41,
-    "set": 34,
-    "read and set": 57,
+    "first visit": 54,
+    "read": 46,
+    "set": 37,
+    "read and set": 61,
     "nested change": 131,
     "log in": 162,
-    "log out": 36,
+    "log out": 45,
 }
+"""The calls; the commit as a table, with a room for each purpose, has three to eleven more."""
 
 
 @pytest.mark.parametrize(("kind", "most"), CALLS.items())
@@ -88,14 +89,16 @@ BYTES = {
     "untouched": 0,
     "first visit": 278,
     "read": 105,
-    "set": 380,
+    "set": 417,
     "read and set": 455,
     "nested change": 538,
-    "log in": 6409,
+    "log in": 6449,
     "log out": 352,
 }
 
 
+# A set without a look asks also for the last use and the kind of idle time (37 bytes), so that the
+# times of now hold for what is stored. A login leaves no label behind, and asks for another owner.
 @pytest.mark.parametrize(("kind", "size"), BYTES.items())
 def test_a_request_sends_no_more_bytes_than_it_did(
     visit: Callable[[str], Visitor], kind: str, size: int

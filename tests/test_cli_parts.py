@@ -19,13 +19,14 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
 
 from mongosession_wsgi import StoreError
-from mongosession_wsgi.cli import commands, console, health, indexes, streams
+from mongosession_wsgi.cli import commands, console, health, judging, streams
 from mongosession_wsgi.cli.administration import Statistics, Summary
 from mongosession_wsgi.cli.arguments import fault_of
 from mongosession_wsgi.cli.connection import Connection
 from mongosession_wsgi.cli.reasons import reason, secrets_of, without
 from mongosession_wsgi.cli.verdicts import Verdict
 from mongosession_wsgi.document import id_of
+from mongosession_wsgi.indexes import OURS, OVER_ALL
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ONE = Summary(id_of("one"), "alice", NOW, NOW, NOW, 200)
@@ -55,6 +56,14 @@ def caused_by(cause: BaseException) -> StoreError:
             "No primary, Timeout: 1s, Topology Description: <T>",
         ),
         (
+            ServerSelectionTimeoutError("No servers, Timeout: 1.5s, Topology Description: <T>"),
+            "No servers, Timeout: 1.5s",
+        ),
+        (
+            ServerSelectionTimeoutError("No mongos, Topology Description: <T error=AutoReconnect>"),
+            "No mongos, Topology Description: <T error=AutoReconnect>",
+        ),
+        (
             OperationFailure("long", 8000, {"errmsg": "over\nquota", "codeName": "AtlasError"}),
             "over quota (code 8000, AtlasError)",
         ),
@@ -64,6 +73,12 @@ def caused_by(cause: BaseException) -> StoreError:
 )
 def test_the_drivers_words_are_short_and_on_one_line(cause: Exception, words: str) -> None:
     assert reason(caused_by(cause)) == words
+
+
+def test_words_that_our_sentence_has_are_not_said_twice() -> None:
+    error = StoreError("ours. DNS failed")
+    error.__cause__ = OSError("DNS failed")
+    assert reason(error) is None
 
 
 def test_an_error_of_ours_alone_has_no_words_of_the_driver() -> None:
@@ -89,6 +104,12 @@ def test_no_password_is_shown_in_any_form(options: dict[str, Any], shown: str) -
     assert "ter2" not in text
     assert text.startswith("could not use ")
     assert text.endswith(" here")
+
+
+def test_a_password_of_several_lines_is_not_shown_either() -> None:
+    secrets = secrets_of({"password": "hun\nter2"})
+    for shown in ("hun\nter2", "'hun\\nter2'"):
+        assert "ter2" not in without(secrets, f"could not use {shown}")
 
 
 def test_a_short_password_is_removed_only_where_it_stands_alone() -> None:
@@ -160,7 +181,7 @@ def index(*fields: str, **more: Any) -> dict[str, Any]:
 
 ID = index("_id", name="_id_")
 TTL = index("expires_at", expireAfterSeconds=0)
-PARTIAL = TTL | {"name": "ours", "partialFilterExpression": {"v": 1}}
+PARTIAL = TTL | {"name": "ours", "partialFilterExpression": OURS}
 
 
 def judged(look: Any, *found: dict[str, Any]) -> list[tuple[Verdict, str]]:
@@ -175,43 +196,44 @@ def verdicts(found: Iterable[tuple[Verdict, str]]) -> list[Verdict]:
     ("found", "verdict", "words"),
     [
         ([PARTIAL], Verdict.GOOD, "ours, TTL"),
-        ([index("expires_at", expireAfterSeconds=0.0, partialFilterExpression={"v": 1})],
-         Verdict.GOOD, "expires_at_1, TTL"),
+        ([PARTIAL | {"expireAfterSeconds": 0.0, "background": True}], Verdict.GOOD, "ours, TTL"),
+        ([TTL | {"name": OVER_ALL}], Verdict.GOOD, OVER_ALL),
         ([], Verdict.WRONG, "make it with: mongosession init --db shop"),
         ([index("expires_at")], Verdict.WRONG, "expires_at_1 is no TTL index; drop it"),
         ([index("expires_at", "owner")], Verdict.WRONG, "is no TTL index"),
         ([TTL | {"expireAfterSeconds": 60}], Verdict.WRONG, "deletes 60 seconds too late"),
         ([PARTIAL | {"partialFilterExpression": {"kind": "x"}}], Verdict.WRONG, "missing"),
         ([PARTIAL | {"partialFilterExpression": {"owner": "x"}}], Verdict.WRONG, "missing"),
-        ([TTL], Verdict.NOTE, "as version 1 made it; mongosession init --db shop replaces it"),
-        ([TTL | {"name": "by_hand"}], Verdict.NOTE, "by_hand, TTL: it deletes all documents"),
+        ([PARTIAL | {"partialFilterExpression": {"v": 1}}], Verdict.WRONG, "does not reach all"),
+        ([TTL], Verdict.NOTE, "not only sessions; mongosession init --db shop replaces it"),
+        ([TTL | {"name": "by_hand"}], Verdict.NOTE, "by_hand, TTL: over all documents"),
     ],
 )  # fmt: skip
 def test_the_ttl_index_is_judged(found: list[Any], verdict: Verdict, words: str) -> None:
-    ((judgement, said),) = judged(indexes.on_expires_at, *found)
+    ((judgement, said),) = judged(judging.on_expires_at, *found)
     assert judgement is verdict
     assert words in said
 
 
 def test_an_old_ttl_index_beside_the_new_one_is_told() -> None:
-    found = judged(indexes.on_expires_at, TTL, PARTIAL)
+    found = judged(judging.on_expires_at, TTL, PARTIAL)
     assert verdicts(found) == [Verdict.GOOD, Verdict.NOTE]
 
 
 @pytest.mark.parametrize(
-    ("found", "name"),
+    ("found", "names"),
     [
-        ([TTL], "expires_at_1"),
-        ([TTL, PARTIAL], "expires_at_1"),
-        ([PARTIAL], None),
-        ([TTL | {"name": "by_hand"}], None),
-        ([TTL | {"expireAfterSeconds": 60}], None),
-        ([index("expires_at")], None),
-        ([], None),
+        ([TTL], ["expires_at_1"]),
+        ([TTL | {"name": "by_hand"}, PARTIAL], ["by_hand"]),
+        ([PARTIAL], []),
+        ([TTL | {"name": OVER_ALL}], []),
+        ([TTL | {"expireAfterSeconds": 60}], []),
+        ([index("expires_at")], []),
+        ([], []),
     ],
 )
-def test_only_the_index_of_version_1_is_replaced(found: list[Any], name: str | None) -> None:
-    assert indexes.old_index([ID, *found]) == name
+def test_only_indexes_over_all_documents_are_replaced(found: list[Any], names: list[str]) -> None:
+    assert judging.old_indexes([ID, *found]) == names
 
 
 @pytest.mark.parametrize(
@@ -227,7 +249,7 @@ def test_only_the_index_of_version_1_is_replaced(found: list[Any], name: str | N
     ],
 )
 def test_the_index_on_owner_is_judged(found: dict[str, Any], verdict: Verdict) -> None:
-    assert verdicts(judged(indexes.on_owner, found)) == [verdict]
+    assert verdicts(judged(judging.on_owner, found)) == [verdict]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +270,7 @@ def test_the_index_on_owner_is_judged(found: dict[str, Any], verdict: Verdict) -
     ],
 )
 def test_the_indexes_of_others_are_judged(found: dict[str, Any], verdict: Verdict | None) -> None:
-    assert verdicts(indexes.others([ID, found])) == ([] if verdict is None else [verdict])
+    assert verdicts(judging.others([ID, found])) == ([] if verdict is None else [verdict])
 
 
 # Streams.

@@ -83,6 +83,7 @@ def test_a_server_that_tells_its_time_otherwise_or_not_at_all(
     pretender.changes["hello"] = lambda answer: answer | {"localTime": of(now)}
     found = findings(there)
     assert found["clock"].verdict is (GOOD if of(now) else NOTE)
+    assert ("does not tell its time" in found["clock"].words) == (of(now) is None)
     assert found["expired sessions"].verdict is GOOD
     assert "round trip" in found
 
@@ -279,6 +280,20 @@ def test_an_index_that_may_not_be_listed_or_dropped(
     pretender.refuses = lambda name, asked: NO_OPERATOR
     with pytest.raises(StoreError):
         looking.indexes()
+
+
+def test_an_index_by_which_documents_of_others_expire_is_theirs_to_replace(
+    there: MongoStore, stored: Collection[Any]
+) -> None:
+    stored.drop_indexes()
+    stored.create_index("expires_at", expireAfterSeconds=0, name="by_hand")
+    looking = Administration(there)
+    assert looking.old_index() == "by_hand"
+    stored.insert_one({"expires_at": datetime.now(timezone.utc) + timedelta(days=1)})
+    assert looking.old_index() is None
+    stored.drop_index("by_hand")
+    stored.create_index("expires_at", expireAfterSeconds=0)
+    assert looking.old_index() == "expires_at_1"
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ class TestForgetful(Conformance):
 """
 
 
+@pytest.mark.server
 def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text(BROKEN)
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", tmp_path]

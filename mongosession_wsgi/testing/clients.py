@@ -1,4 +1,4 @@
-"""The session of a test client: to look at what it holds, and to give it another."""
+"""The session of a test client: look at the data, or give the client another session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..store import MongoStore
 
 @contextmanager
 def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
-    """Open the session of a test client; at the end of the block, store it and set its cookie.
+    """Open the session of a test client; after the block, store the session and set the cookie.
 
     `client` is Werkzeug's or Flask's test client, WebTest's `TestApp`, a client of httpx or
     Starlette, or the environ of requests to come, a dict. Of `store`, which the application uses
@@ -54,7 +54,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
 
 
 def _has_an_interface_of_ours(client: Any) -> bool:
-    """Say whether this is the client of a Flask application that has its session from here."""
+    """Say whether a client belongs to a Flask application with a session of ours."""
     interface = getattr(getattr(client, "application", None), "session_interface", None)
     return type(interface).__module__.startswith("mongosession_wsgi.")
 
@@ -75,7 +75,7 @@ def _jar_of(client: Any) -> _Jar:
 
 
 class _Jar(ABC):
-    """Where a client keeps its cookies; an empty value is that of a cookie that is gone."""
+    """The cookies of a client; an empty value deletes a cookie."""
 
     base_url = "http://localhost/"
     peer: Mapping[str, str] = MappingProxyType({})
@@ -127,7 +127,7 @@ class _OfWebTest(_Jar):
         if value:
             self._client.set_cookie(name, value)
             for cookie in self._cookies(name):
-                cookie.value = value  # WebTest puts it into quotes.
+                cookie.value = value  # WebTest puts values into quotes.
 
     def _cookies(self, name: str) -> list[Any]:
         return [cookie for cookie in self._client.cookiejar if cookie.name == name]

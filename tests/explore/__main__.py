@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from .catalogue import BY_NAME, STARTS
 from .exploring import Finding, Report, explore
-from .promises import PROMISES
 from .scenes import SETS, engines, scenes_of
+from .verdict import PROMISES
 
 
 class Row(NamedTuple):

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
+from functools import cache
+from itertools import chain, islice
 
 from .catalogue import BY_NAME, starts_of
 from .engine import Server, in_place_of
@@ -21,6 +21,7 @@ from .orders import Scene, orders
 from .promises import broken_by
 from .scenes import engines
 from .story import story_of
+from .verdict import Broken
 from .world import Start, World
 
 AT_A_TIME = 40
@@ -89,8 +90,8 @@ class Explorer:
         tried = orders(self.world, self._starts, scene, BY_NAME)
         for world in tried:
             history = History(world, self._views)
-            broken = {one.promise: one for one in broken_by(history)}
-            for one in self._followers.broken_by(history):
+            broken: dict[str, Broken] = {}
+            for one in chain(broken_by(history), self._followers.broken_by(history)):
                 broken.setdefault(one.promise, one)
             for promise, one in broken.items():
                 finding = report.broken.setdefault(promise, Finding(scenes=1))
@@ -134,7 +135,7 @@ def quietly() -> Iterator[None]:
 # In several processes.
 
 
-@lru_cache(maxsize=None)
+@cache
 def _explorer(engine: str) -> Explorer:
     manner, settings = engines()[engine]
     return Explorer(World(Server(manner), settings))

@@ -8,8 +8,8 @@ from typing import Any
 from .catalogue import BY_NAME
 from .engine import Documents
 from .history import Form, History, View, Views
-from .promises import Broken
 from .script import Kind, Local, Play
+from .verdict import Broken
 from .world import World
 
 
@@ -127,9 +127,9 @@ def _outside(history: History, token: str | None) -> Iterator[Broken]:
         return
     visit = ends_of[-1].visit
     local = visit.local
-    if visit.is_answered and local.rotates and not local.destroys and not visit.faults:
-        if not any(other.local.destroys or other.local.calls for other in history.visits):
-            yield Broken("6 outside", f"the browser is left with a token that {visit.name} ended")
+    is_replaced = visit.is_answered and local.rotates and not local.destroys and not visit.faults
+    if is_replaced and not any(v.local.destroys or v.local.calls for v in history.visits):
+        yield Broken("6 outside", f"the browser is left with a token that {visit.name} ended")
 
 
 def _reads(browser: _Following) -> Iterator[Broken]:
@@ -140,7 +140,7 @@ def _reads(browser: _Following) -> Iterator[Broken]:
         promise = "6 seen" if browser.view.is_live else "4 old token"
         yield Broken(promise, f"the next request saw {visit.seen[-1:]}, not {expected}")
     if visit.cookie is not None and not (browser.view.is_live and visit.cookie == browser.token):
-        yield Broken("8 cookie", "the next request, which reads, set a cookie")
+        yield Broken("cookie", "the next request, which reads, set a cookie")
 
 
 def _sets(browser: _Following) -> Iterator[Broken]:
@@ -201,15 +201,13 @@ def _all_are_revoked(browser: _Following) -> Iterator[Broken]:
         yield Broken(
             "7 final", f"then all of Alice's are revoked, and one is live ({visit.error!r})"
         )
-    if visit.calls[0].result != len(owned):
+    if visit.error is None and visit.calls[0].result != len(owned):
         yield Broken("7 count", f"then revoking all says {visit.calls[0].result}")
 
 
 def _answered(visit: Play, does: str) -> Iterator[Broken]:
     if not Local(visit).is_answered:
-        yield Broken(
-            "8 answer", f"the next request {does}, and gets {visit.status} {visit.error!r}"
-        )
+        yield Broken("answer", f"the next request {does}, and gets {visit.status} {visit.error!r}")
 
 
 _RULES: list[Callable[[_Following], Iterator[Broken]]] = [

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet  # type: ignore[import-untyped]
 
 from mongosession_wsgi import Session
 
@@ -30,7 +30,7 @@ MOST_ALIVE = 300
 """The requests that are kept in the midst of what they do, to go on from there."""
 
 
-class Failed(Exception):
+class PlannedError(Exception):
     """What an application raises on purpose."""
 
 
@@ -178,16 +178,16 @@ class Play:
         return getcurrent().parent.switch().get()
 
     def end(self) -> None:
-        """Let go of what is still under way."""
+        """Let go of what is still under way; it sends no command any more."""
         self._is_over = True
         if not self._greenlet.dead:
-            self._greenlet.throw(GreenletExit)
+            self._enter(lambda: self._greenlet.throw(GreenletExit))
 
     def run(self) -> None:
         """Do all that it does, without a stop where the server does not ask for one."""
         try:
             (self.kind.main or _request)(self)
-        except (Exception, GreenletExit) as error:
+        except (Exception, GreenletExit) as error:  # noqa: BLE001 - It is told with the order.
             self.error = error
 
     def draw(self) -> str:
@@ -196,12 +196,14 @@ class Play:
         return self.world.know(f"{self.name}{self.drawn}")
 
     def _switch(self, *outcome: Outcome) -> None:
-        server = self.world.server
-        server.acting = self
+        self._enter(lambda: self._greenlet.switch(*outcome))
+
+    def _enter(self, go: Callable[[], object]) -> None:
+        self.world.server.acting = self
         try:
-            self._greenlet.switch(*outcome)
+            go()
         finally:
-            server.acting = None
+            self.world.server.acting = None
 
     # What an application does to its session.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .engine import Command, Tick, Way
 from .history import Form, History
-from .promises import PROMISES, Broken
+from .verdict import PROMISES, Broken
 from .world import Step, Visit
 
 VERBS = {
@@ -34,9 +34,11 @@ def story_of(history: History, broken: Broken) -> str:
 
 
 def _who(history: History, visit: Visit) -> str:
-    by = next((name for name, token in history.start.tokens.items() if token == visit.token), None)
-    token = "" if len(history.start.tokens) == 1 else f", with the {by} token"
-    return f"{visit.name} {visit.kind.words}{token}."
+    tokens = history.start.tokens
+    if len(tokens) == 1:
+        return f"{visit.name} {visit.kind.words}."
+    by = next(name for name, token in tokens.items() if token == visit.token)
+    return f"{visit.name}, which has the {by} token, {visit.kind.words}."
 
 
 def _step(history: History, step: Step) -> str:
@@ -54,12 +56,7 @@ def _step(history: History, step: Step) -> str:
 def _what(history: History, command: Command) -> str:
     if command.ids is None:
         return "the sessions of an owner" if "owner" in command.filter else "all sessions"
-    return " and ".join(sorted(name_of(history, id_) for id_ in command.ids)) or "nothing"
-
-
-def name_of(history: History, id_: str) -> str:
-    """Return what a session is called in stories: whoever drew its token, and a number."""
-    return history.world.names.get(id_, "an unknown session")
+    return " and ".join(sorted(history.name(id_) for id_ in command.ids)) or "nothing"
 
 
 def _answer(history: History, step: Step, command: Command) -> str:
@@ -79,7 +76,7 @@ def _answer(history: History, step: Step, command: Command) -> str:
 def _form(history: History, id_: str, number: int) -> str:
     form = history.view(id_, number).form
     what = "no session" if form is Form.NONE else form.value
-    return f"{what} under {name_of(history, id_)}"
+    return f"{what} under {history.name(id_)}"
 
 
 def _responses(history: History, step: Step) -> Iterator[str]:
@@ -88,9 +85,7 @@ def _responses(history: History, step: Step) -> Iterator[str]:
         cookie = "no cookie"
         if visit.cookie is not None:
             id_ = history.world.id_of(visit.cookie)
-            cookie = (
-                f"the cookie of {name_of(history, id_)}" if visit.cookie else "no cookie any more"
-            )
+            cookie = f"the cookie of {history.name(id_)}" if visit.cookie else "no cookie any more"
         yield f"     {visit.name} is answered {local.status} with {cookie}."
     if step is visit.steps[-1] and visit.pending is None:
         if visit.has_died:
@@ -105,5 +100,5 @@ def _responses(history: History, step: Step) -> Iterator[str]:
 
 def _result(history: History, result: object) -> str:
     if isinstance(result, list):
-        return " and ".join(name_of(history, id_) for id_ in result) or "nothing"
+        return " and ".join(history.name(id_) for id_ in result) or "nothing"
     return str(result)

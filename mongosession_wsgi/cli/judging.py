@@ -1,10 +1,11 @@
-"""What the indexes of a collection do for its sessions, and what they do to them."""
+"""Judge the indexes of a collection by their effect on its sessions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..indexes import OVER_ALL, does_the_same, is_over_all_documents
 from .verdicts import Verdict
 
 Index = Mapping[str, Any]
@@ -13,56 +14,45 @@ Judged = tuple[Verdict, str]
 Hint = Callable[[str], str]
 """Returns the command line of a subcommand."""
 
-_OLD_NAME = "expires_at_1"
-"""The name of version 1's TTL index, which reaches all documents of the collection."""
 _OWN_FIELDS = frozenset(("_id", "v", "data", "owner", "created_at", "seen_at", "expires_at"))
 """The fields that every session has."""
 
 
 def has_ttl(indexes: Sequence[Index]) -> bool:
-    """Say whether sessions that have expired are deleted by one of the indexes."""
-    return any(_is_ttl(one) and _reaches_sessions(one) for one in indexes)
+    """Say whether an index deletes expired sessions."""
+    return any(does_the_same(one, "expires_at") for one in indexes)
 
 
-def old_index(indexes: Sequence[Index]) -> str | None:
-    """Return the name of the TTL index that version 1 made, or None if it is not there.
-
-    An index of another name was made by somebody else, and is not ours to replace.
-    """
-    old = [one for one in _over_all_documents(indexes) if one["name"] == _OLD_NAME]
-    return _OLD_NAME if old and old[0]["expireAfterSeconds"] == 0 else None
+def old_indexes(indexes: Sequence[Index]) -> list[str]:
+    """Return the names of TTL indexes over all documents, as version 1 made them."""
+    return [one["name"] for one in indexes if _is_old(one)]
 
 
 def on_expires_at(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
-    """Judge whether the sessions that have expired are deleted."""
+    """Judge the indexes that delete expired sessions."""
     make = f"make it with: {hint('init')}"
+    good = [one for one in indexes if does_the_same(one, "expires_at")]
+    new = [one for one in good if not _is_old(one)]
+    if new:
+        yield Verdict.GOOD, f"{new[0]['name']}, TTL"
+    for name in old_indexes(good):
+        words = f"{name}, TTL: over all documents, as version 1 made it, not only sessions"
+        yield Verdict.NOTE, f"{words}; {hint('init')} replaces it"
+    if good:
+        return
     ours = [one for one in indexes if _first_key(one) == "expires_at" and _reaches_sessions(one)]
-    ttl = [one for one in ours if _is_ttl(one)]
-    good = [one for one in ttl if one["expireAfterSeconds"] == 0]
-    for index in ttl:
-        if index not in good:
-            after = index["expireAfterSeconds"]
-            words = f"{index['name']} deletes {after} seconds too late; drop it, and {make}"
-            yield Verdict.WRONG, words
-    old = _over_all_documents(good)
-    if len(good) > len(old):
-        yield Verdict.GOOD, f"{next(one for one in good if one not in old)['name']}, TTL"
-    for index in old:
-        yield Verdict.NOTE, _words_of_old(index, hint)
-    if not ttl and ours:
-        yield (
-            Verdict.WRONG,
-            (
-                f"{ours[0]['name']} is no TTL index; drop it, and {make} (a server that has no TTL "
-                f"needs {hint('purge')} from time to time)"
-            ),
-        )
-    elif not ttl:
+    if not ours:
         yield Verdict.WRONG, f"missing, so expired sessions pile up; {make}"
+    for index in ours:
+        after = index.get("expireAfterSeconds")
+        fault = "is no TTL index" if after is None else f"deletes {after} seconds too late"
+        if after == 0:
+            fault = "does not reach all sessions"
+        yield Verdict.WRONG, f"{index['name']} {fault}; drop it, and {make}{_no_ttl(after, hint)}"
 
 
 def on_owner(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
-    """Judge whether the sessions of an owner are found by an index."""
+    """Judge the indexes that find the sessions of an owner."""
     found = [one for one in indexes if _first_key(one) == "owner" and _reaches_sessions(one)]
     used = [one for one in found if not one.get("hidden")]
     make = f"make it with: {hint('init')}"
@@ -75,7 +65,7 @@ def on_owner(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
 
 
 def others(indexes: Sequence[Index]) -> Iterator[Judged]:
-    """Judge the indexes of other programs, of which some delete sessions or refuse new ones."""
+    """Judge the indexes of other programs: some delete sessions, or refuse new sessions."""
     for index in indexes:
         name, fields = index["name"], list(index["key"])
         if index.get("unique") and "_id" not in fields:
@@ -100,7 +90,7 @@ def others(indexes: Sequence[Index]) -> Iterator[Judged]:
 
 
 def _unique(index: Index) -> Iterator[Judged]:
-    """Judge a unique index that is not ours; a field that is missing counts as a value, once."""
+    """Judge a unique index of another program; a missing field counts as a value."""
     name, fields = index["name"], list(index["key"])
     if index.get("sparse") and _OWN_FIELDS.isdisjoint(fields):
         return  # No session is in it.
@@ -116,19 +106,12 @@ def _unique(index: Index) -> Iterator[Judged]:
     yield Verdict.WRONG, words
 
 
-def _over_all_documents(indexes: Sequence[Index]) -> list[Index]:
-    return [one for one in indexes if _is_ttl(one) and not one.get("partialFilterExpression")]
+def _no_ttl(after: Any, hint: Hint) -> str:
+    return f" (a server without TTL needs {hint('purge')} now and then)" if after is None else ""
 
 
-def _words_of_old(index: Index, hint: Hint) -> str:
-    words = f"{index['name']}, TTL: it deletes all documents that expire, not only sessions"
-    if index["name"] == _OLD_NAME:
-        return f"{words}, as version 1 made it; {hint('init')} replaces it"
-    return f"{words}; if there are others, drop it, and run {hint('init')}"
-
-
-def _is_ttl(index: Index) -> bool:
-    return list(index["key"]) == ["expires_at"] and index.get("expireAfterSeconds") is not None
+def _is_old(index: Index) -> bool:
+    return is_over_all_documents(index) and index["name"] != OVER_ALL
 
 
 def _first_key(index: Index) -> str:
@@ -136,6 +119,6 @@ def _first_key(index: Index) -> str:
 
 
 def _reaches_sessions(index: Index) -> bool:
-    """Say whether an index holds all sessions; a partial one of another program may hold none."""
+    """Say whether an index holds all sessions; a partial index of another program may not."""
     fields = _OWN_FIELDS if _first_key(index) == "owner" else _OWN_FIELDS - {"owner"}
     return fields.issuperset(index.get("partialFilterExpression") or ())

@@ -1,0 +1,315 @@
+"""The draft of a session's data, as a pure value: nothing here has a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from bson.int64 import Int64
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from mongosession_wsgi import SessionDataError, document
+from mongosession_wsgi.document import Changes, Token
+from mongosession_wsgi.draft import UNCHANGED, Draft, SealedData
+from mongosession_wsgi.seal import Seal
+
+SEAL = Seal(Token("t" * 43))
+Prints = dict[str, bytes]
+
+
+def of(data: dict[str, Any]) -> Draft:
+    """Return the draft of a request that has loaded these data."""
+    return Draft().rebased(data, replaces=False)
+
+
+# What counts as a change.
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, 2), (1, True), (0, False), (1, 1.0), (0.0, -0.0), (1, Int64(2)), ("1", 1), (b"a", "a"),
+     ([1], [1, 2]), ([1], [True]), ({"a": 1, "b": 2}, {"b": 2, "a": 1}), (None, 0), ("", None)],
+)  # fmt: skip
+def test_another_value_is_a_change(before: Any, after: Any) -> None:
+    draft = of({"a": before, "b": 1})
+    draft.set("a", after)
+    assert set(draft.difference().assigned) == {"a"}
+    assert draft.difference().assigned["a"] == after
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [(1, 1), (float("nan"), float("nan")), ([1], (1,)), ("é", "é"), ({"a": [1]}, {"a": [1]})],
+)
+def test_the_same_value_is_none(before: Any, again: Any) -> None:
+    draft = of({"a": before})
+    draft.set("a", again)
+    assert draft.difference() is UNCHANGED
+
+
+def test_what_is_set_and_put_back_is_no_change() -> None:
+    draft = of({"a": 1, "b": [1]})
+    draft.set("a", 2)
+    draft.get("b").append(2)
+    draft.set("c", 3)
+    draft.delete("c")
+    draft.set("a", 1)
+    draft.get("b").pop()
+    assert draft.difference() is UNCHANGED
+
+
+def test_a_nested_change_is_one_and_looking_is_none() -> None:
+    stored = {"a": {"b": [1]}, "c": [1]}
+    draft = of(stored)
+    assert draft.get("a")["b"] == draft.get("c")
+    assert draft.difference() is UNCHANGED
+    draft.get("a")["b"].append(2)
+    changes = draft.difference()
+    assert (changes.assigned, changes.removed) == ({"a": {"b": [1, 2]}}, set())
+    draft.settle(changes)
+    assert draft.difference() is UNCHANGED
+    draft.get("a")["b"].append(3)
+    assert set(draft.difference().assigned) == {"a"}
+
+
+def test_what_cannot_be_stored_is_refused_where_it_is_set_or_found() -> None:
+    draft = of({"a": [1]})
+    with pytest.raises(SessionDataError):
+        draft.set("b", {1})
+    assert draft.difference() is UNCHANGED
+    draft.get("a").append({1})
+    for ask in (draft.difference, draft.contents, lambda: draft.rebased({}, replaces=False)):
+        with pytest.raises(SessionDataError, match=r"a\[1\]"):
+            ask()
+
+
+def test_a_missing_key_is_a_key_error() -> None:
+    for act in (Draft.get, Draft.delete):
+        with pytest.raises(KeyError):
+            act(of({"a": 1}), "b")
+
+
+# A draft is rebased.
+
+
+def test_an_object_that_an_application_holds_goes_on_to_count() -> None:
+    draft = of({"mine": [1], "theirs": [1]})
+    mine, theirs = draft.get("mine"), draft.get("theirs")
+    draft = draft.rebased({"mine": [1], "theirs": [2]}, replaces=False)
+    assert draft.get("mine") is mine
+    mine.append(2)
+    theirs.append(3)  # In vain: somebody else has stored another list since.
+    assert draft.difference().assigned == {"mine": [1, 2]}
+    assert draft.data == {"mine": [1, 2], "theirs": [2]}
+
+
+def test_a_draft_that_replaces_keeps_what_was_set_and_nothing_else() -> None:
+    draft = of({"a": 1})
+    draft.set("b", 2)
+    draft = draft.rebased({"a": 1, "c": 3}, replaces=True)
+    assert draft.data == {"b": 2}
+    assert draft.difference() == Changes({"b": 2}, replaces=True)
+
+
+def test_dropped_keys_are_left_behind_wherever_they_are() -> None:
+    for stored in ({"csrf": "old", "a": 1}, {"a": 1}):
+        draft = Draft()
+        draft.set("csrf", "mine")
+        draft.set("b", 2)
+        draft.drop(["csrf", "token"])
+        assert draft.rebased(stored, replaces=False).contents().assigned == {"a": 1, "b": 2}
+        draft.set("csrf", "new")
+        assert draft.rebased(stored, replaces=False).contents().assigned == (
+            {"a": 1, "b": 2, "csrf": "new"}
+        )
+
+
+def test_the_stored_data_stay_as_they_are() -> None:
+    stored = {"a": 1, "b": 2}
+    draft = of(stored)
+    assert draft.data is stored
+    draft.set("a", 2)
+    draft.delete("b")
+    draft.clear()
+    draft.wipe()
+    assert stored == {"a": 1, "b": 2}
+
+
+# Everything at once, against plain dicts.
+
+KEYS = st.sampled_from(["a", "b", "c", "d.e", ""])
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(width=16) | st.text(max_size=2)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xy"), inner),
+    max_leaves=4,
+)
+
+
+def copied(value: Any) -> Any:
+    """Return a value as it comes back from MongoDB."""
+    return document.unescaped({"": document.form("", value)})[""]
+
+
+class Model(RuleBasedStateMachine):
+    """A draft, and beside it two dicts: what this request took for stored, and what it has now.
+
+    Their values are bytes, because two values are the same if their bytes are. A third dict is
+    what MongoDB has, which others change too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draft = Draft()
+        self.loaded = False
+        self.replaces = False
+        self.dropped: set[str] = set()
+        self.stored: dict[str, Any] = {}
+        self.base: Prints = {}
+        self.now: Prints = {}
+        self.held: dict[str, Any] = {}
+
+    def found(self) -> dict[str, Any]:
+        """Return what is stored as a request gets it."""
+        return {key: copied(value) for key, value in self.stored.items()}
+
+    @initialize(stored=st.dictionaries(KEYS, VALUES))
+    def begin(self, stored: dict[str, Any]) -> None:
+        self.stored = stored
+
+    # What an application does.
+
+    @rule(key=KEYS, value=VALUES)
+    def set(self, key: str, value: Any) -> None:
+        self.draft.set(key, value)
+        self.now[key] = document.encode(key, value)
+
+    @precondition(lambda self: self.loaded)
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        assert self.draft.has(key) == (key in self.now)
+        if key in self.now:
+            self.draft.delete(key)
+            del self.now[key]
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        if key in self.now and (self.loaded or key in self.draft.data):
+            value = self.held[key] = self.draft.get(key)
+            assert document.encode(key, value) == self.now[key]
+
+    @rule(key=KEYS, value=SCALARS)
+    def change_in_place(self, key: str, value: Any) -> None:
+        found = self.held.get(key)
+        if isinstance(found, list | dict) and found is self.draft.data.get(key):
+            if isinstance(found, list):
+                found.append(value)
+            else:
+                found["z"] = value
+            self.now[key] = document.encode(key, found)
+
+    @precondition(lambda self: self.loaded)
+    @rule()
+    def clear(self) -> None:
+        self.draft.clear()
+        self.now = {}
+
+    @rule()
+    def wipe(self) -> None:
+        self.draft.wipe()
+        self.base, self.now = {}, {}
+        self.replaces = self.loaded = True
+
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=2))
+    def drop(self, keys: list[str]) -> None:
+        self.draft.drop(keys)
+        self.dropped |= set(keys)
+        self.now = {key: value for key, value in self.now.items() if key not in self.dropped}
+
+    # What others do, and what the store does.
+
+    @rule(key=KEYS, value=VALUES)
+    def others_set(self, key: str, value: Any) -> None:
+        self.stored[key] = value
+
+    @rule(key=KEYS)
+    def others_delete(self, key: str) -> None:
+        self.stored.pop(key, None)
+
+    @rule()
+    def look(self) -> None:
+        changed = {key: value for key, value in self.now.items() if self.base.get(key) != value}
+        removed = self.base.keys() - self.now.keys()
+        there = {} if self.replaces else prints(self.stored)
+        self.base = {key: value for key, value in there.items() if key not in self.dropped}
+        kept = {key: value for key, value in self.base.items() if key not in removed}
+        self.draft = self.draft.rebased(self.found(), replaces=self.replaces)
+        self.now, self.loaded = kept | changed, True
+        for key, held in self.held.items():
+            # Nobody has changed it: the object in an application's hands is the session's still.
+            if isinstance(held, list | dict) and self.draft.data.get(key) is not held:
+                assert key not in self.now or document.encode(key, held) != self.now[key]
+
+    @rule()
+    def write(self) -> None:
+        if self.dropped:  # By a login, which stores the data as those of a new session.
+            self.become_another()
+            return
+        changes = self.draft.difference()
+        assert (changes is UNCHANGED) == (self.now == self.base and not self.replaces)
+        assert changes.replaces == self.replaces
+        if changes.replaces:
+            self.stored = {}
+        for key in changes.removed:
+            self.stored.pop(key, None)
+        self.stored |= changes.assigned
+        if not self.replaces:
+            assert set(changes.assigned) == {
+                key for key, value in self.now.items() if self.base.get(key) != value
+            }
+            assert changes.removed == self.base.keys() - self.now.keys()
+        self.settle(changes)
+
+    def become_another(self) -> None:
+        if not self.loaded:
+            self.look()
+        contents = self.draft.contents()
+        assert set(contents.assigned) == set(self.now)
+        assert not contents.removed
+        self.stored = dict(contents.assigned)
+        self.settle(contents)
+
+    def settle(self, changes: Changes) -> None:
+        for key in changes.assigned:
+            assert document.encode(key, self.stored[key]) == self.now[key]
+        self.draft.settle(changes)
+        assert self.draft.difference() is UNCHANGED
+        self.base, self.replaces = dict(self.now), False
+
+    def teardown(self) -> None:
+        if self.loaded:
+            assert prints(self.draft.complete()) == self.now
+
+
+def prints(data: dict[str, Any]) -> Prints:
+    return {key: document.encode(key, value) for key, value in data.items()}
+
+
+class SealedModel(Model):
+    """The same, where MongoDB holds the data of a sealed session."""
+
+    def found(self) -> dict[str, Any]:
+        sealed = {
+            SEAL.name(key): SEAL.value(key, document.form(key, value))
+            for key, value in self.stored.items()
+        }
+        return SealedData(sealed, SEAL, spoil=lambda: pytest.fail("a value does not open"))
+
+
+RUNS = settings(max_examples=60, stateful_step_count=25, deadline=None, report_multiple_bugs=False)
+TestModel: Any = Model.TestCase
+TestModel.settings = RUNS
+TestSealedModel: Any = SealedModel.TestCase
+TestSealedModel.settings = RUNS
