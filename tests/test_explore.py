@@ -35,6 +35,8 @@ Act = Callable[[], Any]
 # Every order.
 
 
+@pytest.mark.server  # It needs none, but minutes on a busy machine.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["mongodb"])
 def test_every_order_of_two_requests_keeps_the_promises(engine: str) -> None:
     command = [sys.executable, "-m", "tests.explore", "--sets", "pairs", "--engines", engine]
