@@ -216,6 +216,7 @@ def test_a_clock_that_is_wrong_is_told(
     assert where in found.words
 
 
+@pytest.mark.server
 def test_all_is_well_for_a_user_with_no_more_rights_than_it_must_have(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server, MongoClient[Any](server.uri) as client:
         admin = client.admin

@@ -30,6 +30,7 @@ from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from .measured import MEASURED
 from .proxy import Proxy
 
 TREE = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ LONGEST_WAIT = 60.0
 @pytest.fixture
 def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, str]:
     """What a process of the command finds in its environment: where this test's sessions are."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
     return kept | {
         "PYTHONPATH": str(TREE),
         "PYTHONWARNINGS": "error",

@@ -182,7 +182,7 @@ def test_what_others_have_written_is_escaped(url: str, owner: str, shops: Collec
     hostile = '</h2><script>alert("1")</script>'
     browser = signed_in(url, owner + hostile, "<b>Firefox/1.0</b> Windows")
     assert "<b>" not in html_of(browser)
-    shops.update_one({"owner": owner + hostile}, {"$set": {"data.device": hostile}})
+    shops.update_one({"owner": owner + hostile}, {"$set": {"label": hostile}})
     assert "<script" not in html_of(browser)
     assert browser.devices().devices[0].name == hostile
 
@@ -191,7 +191,7 @@ def test_a_session_that_knows_no_device_is_a_device(
     url: str, owner: str, shops: Collection[Any]
 ) -> None:
     browser = signed_in(url, owner)
-    shops.update_one({"owner": owner}, {"$unset": {"data.device": ""}})
+    shops.update_one({"owner": owner}, {"$unset": {"label": ""}})
     assert [device.name for device in browser.devices().devices] == ["A device"]
 
 
