@@ -46,7 +46,7 @@ _CONFIG = (
 """All that the hooks look at, unless a subclass overrides one."""
 
 
-class Exchanges:
+class FlaskExchanges:
     """What one application has of an interface: its store, and its cookies and times of now.
 
     Our own settings are read once; Flask's, and the hooks of the interface, whenever they count.
@@ -127,7 +127,7 @@ class FlaskExchange(Exchange):
 
     __slots__ = ("_changes_kind", "_of")
 
-    def __init__(self, of: Exchanges, environ: WSGIEnvironment) -> None:
+    def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
 
@@ -203,5 +203,5 @@ def _give_up(_: Flask, exception: BaseException) -> None:
 def abandon(exc: BaseException | None) -> None:
     """Carry out a logout though the request has failed, without a response."""
     session = request.__dict__.get(SESSION) if exc is not None else None
-    if session is not None and session.exchange is not None:
-        session.exchange.abandon()
+    if session is not None and session._exchange is not None:
+        session._exchange.abandon()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from inspect import signature
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, PluginError, Route, request  # type: ignore[import-untyped]
 
@@ -12,6 +14,9 @@ from .exchange import KEY
 from .middleware import SessionMiddleware
 from .session import Session
 from .store import Store
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class MongoSessionPlugin:
@@ -42,12 +47,13 @@ class MongoSessionPlugin:
         """Put our middleware around `app`, if there are settings; raises `SettingsError`.
 
         Bottle calls this at `app.install`. A plugin wraps handlers, but a session is to be stored
-        when hooks and error pages are through with it, and before the first header.
+        when hooks and error pages are through with it, and before the first header. What is
+        changed in the settings until the first request counts.
         """
         if any(isinstance(plugin, MongoSessionPlugin) for plugin in app.plugins):
             raise PluginError("This application has a MongoSessionPlugin already.")
         if self._settings is not None:
-            app.wsgi = SessionMiddleware(app.wsgi, self._settings, store=self._store)
+            app.wsgi = _Configured(app.wsgi, self._settings, self._store)
 
     def apply(self, callback: Callable[..., Any], route: Route) -> Callable[..., Any]:
         """Return `callback` with its session filled in, if it names one; Bottle calls this."""
@@ -59,6 +65,24 @@ class MongoSessionPlugin:
             return callback(*args, **kwargs)
 
         return with_session
+
+
+class _Configured:
+    """Our middleware, checked at once, and made of the settings that the first request finds."""
+
+    def __init__(
+        self, app: WSGIApplication, settings: Mapping[str, Any], store: Store | None
+    ) -> None:
+        self._make = partial(SessionMiddleware, app, settings, store=store)
+        self._make()
+        self._made: SessionMiddleware | None = None
+        self._lock = Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._made is None:
+            with self._lock:
+                self._made = self._made or self._make()
+        return self._made(environ, start_response)
 
 
 def _session() -> Session:

@@ -38,6 +38,9 @@ class SessionComponent:
 
     def process_request(self, req: Request, resp: Response) -> None:  # noqa: ARG002
         """Open the session, without loading it."""
+        left: Exchange | None = req.env.pop(self._key, None)
+        if left is not None:  # An error has ended an earlier pass of this environ.
+            left.is_running = False
         if session_around(req.env) is None:
             if self._exchanges is None:
                 raise SettingsError(
@@ -84,7 +87,11 @@ class SessionComponent:
 
 
 def _set_headers(resp: Response, exchange: Exchange) -> None:
-    for name, value in exchange.headers(list(resp.headers.items())):
+    before = resp.headers
+    after = exchange.headers(list(before.items()))
+    for name in before.keys() - {name.lower() for name, _ in after}:
+        resp.delete_header(name)
+    for name, value in after:
         if name == "Set-Cookie":
             resp.append_header(name, value)
         else:

@@ -11,9 +11,8 @@ import flask
 from flask import Flask, Request, Response, g
 from flask.sessions import SessionInterface, SessionMixin
 
-from . import exchange as _exchange
-from ._flask import SESSION, Exchanges, FlaskExchange, abandon, refuse
-from .exchange import session_around
+from ._flask import SESSION, FlaskExchange, FlaskExchanges, abandon, refuse
+from .exchange import Exchanges, session_around
 from .session import Session, visit_of
 from .store import Store
 from .visit import State, Visit
@@ -31,7 +30,7 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
 
     accessed: bool = _fact(lambda visit: visit.state is not State.UNTOUCHED)
     modified: bool = _fact(lambda visit: visit.was_changed)
-    exchange: FlaskExchange | None = None
+    _exchange: FlaskExchange | None = None
     _is_to_last = False  # Whether the application has made it permanent in this request.
 
     @property
@@ -97,9 +96,9 @@ class MongoSessionInterface(SessionInterface):
                 "app.config, write MongoSessionInterface().init_app(app)"
             )
         if settings is not None or store is not None:
-            _exchange.Exchanges(settings or {}, store)  # To fail now, not at the first request.
+            Exchanges(settings or {}, store)  # To fail now, not at the first request.
         self._settings, self._store = settings, store
-        self._exchanges: WeakKeyDictionary[Flask, Exchanges] = WeakKeyDictionary()
+        self._exchanges: WeakKeyDictionary[Flask, FlaskExchanges] = WeakKeyDictionary()
         self._lock = Lock()
 
     def init_app(self, app: Flask) -> None:
@@ -116,14 +115,14 @@ class MongoSessionInterface(SessionInterface):
             exchange = FlaskExchange(self._exchanges_of(app), request.environ)
             session = exchange.session
         opened = request.__dict__[SESSION] = self.session_class(visit_of(session))
-        opened.exchange = exchange
+        opened._exchange = exchange
         # Neither the token of Flask-WTF nor the idle time is handed on by a login.
         visit_of(opened).secrets = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"), _PERMANENT
         return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Store the session before `response` goes out; raises `StoreError`, for Flask to log."""
-        exchange: FlaskExchange | None = session.exchange
+        exchange: FlaskExchange | None = session._exchange
         if exchange is None:
             return
         status = response.status
@@ -137,13 +136,13 @@ class MongoSessionInterface(SessionInterface):
         if exchange.visit.state is not State.UNTOUCHED:
             exchange.add_headers(response)
 
-    def _exchanges_of(self, app: Flask) -> Exchanges:
+    def _exchanges_of(self, app: Flask) -> FlaskExchanges:
         found = self._exchanges.get(app)
         if found is None:
             with self._lock:
                 found = self._exchanges.get(app)
                 if found is None:
-                    found = Exchanges(self, app, self._settings, self._store)
+                    found = FlaskExchanges(self, app, self._settings, self._store)
                     self._exchanges[app] = found
                     app.teardown_request_funcs.setdefault(None, []).insert(0, abandon)
         return found

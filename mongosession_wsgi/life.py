@@ -114,6 +114,9 @@ class Life:
         due = visit.times.is_renewal_due(record, now)
         if changes is UNCHANGED and visit.remember is None and not due:
             return Step(Outcome.KEPT, record)
+        if record.expires_at <= now:  # It died since, unless somebody has used it.
+            known = self.look(visit)
+            return Step(Outcome.LOOK if type(known) is Record else Outcome.ENDED, known)
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
         moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
         terms: dict[str, Any] = {}
@@ -208,12 +211,10 @@ class Life:
                 there = self._live(self._found(mark.id), visit)
                 if type(there) is Record:  # The first login's session is put back.
                     return Step(Outcome.LOOK, there)
-            # The second login cannot open data sealed by the token of the first.
-            if record is not None and record.version == document.PLAIN:
-                of_owner = record.owner == login.owner
-                draft = draft.rebased(record.data, replaces=not of_owner)
-            elif record is not None and record.owner != login.owner:
+            if record is None or record.owner != login.owner:
                 draft = draft.rebased({}, replaces=True)
+            elif record.version == document.PLAIN:  # A sealed one opens by its own token alone.
+                draft = draft.rebased(record.data, replaces=draft.replaces)
             return self._insert(visit, draft)
 
     def fail(self, visit: Visit) -> Step:
@@ -366,12 +367,14 @@ class Life:
                     return None
                 if self._forestall(this):
                     return 0
+                if self._found(this) is None:
+                    return None  # Expired, and not deleted yet.
                 continue  # Stored just now.
             passed.add(this)
-            goes_on = found.goes_on and (past_logins or not found.by_login)
-            if not goes_on or found.successor is None:
+            successor = _followed(found, past_logins=past_logins)
+            if successor is None:
                 return None
-            this = found.successor
+            this = successor
         return None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
@@ -511,6 +514,12 @@ class Life:
         known = visit.known
         owner = known.owner if type(known) is Record else None
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
+
+
+def _followed(mark: Mark, *, past_logins: bool) -> str | None:
+    """Return the id of the session that ends together with the session of a mark."""
+    goes_on = mark.goes_on and (past_logins or not mark.by_login)
+    return mark.successor if goes_on else None
 
 
 def _log_foreign(id_: str) -> None:

@@ -167,6 +167,9 @@ class Visit:
             if self.draft is _UNTOUCHED:
                 self.touch()
             self.draft = self.rebased(known)
+        elif type(known) is Nothing and self.login is None:
+            if self._new_token and self._new_token.endswith(document.REMEMBERED):
+                self._new_token = None  # It was for the session that did not come.
         elif type(known) is Failure:
             raise known.error
 
@@ -280,8 +283,8 @@ class Visit:
             return self.remember[0]
         if self.login is not None:
             return self.login.remember
-        if self.state is State.DESTROYED:
-            return None
+        if self.state is State.DESTROYED or type(self.known) is Nothing:
+            return None  # A session that begins, or none, whatever the cookie was good for.
         if type(self.known) is Record:
             return self.known.remember
         return True if self.token.endswith(document.REMEMBERED) else None

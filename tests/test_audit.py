@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.handlers
+import queue
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,3 +329,84 @@ def test_neither_tokens_nor_data_are_said(clock: Clock) -> None:
         assert "hush" not in said
         assert "swordfish" not in said
         assert not any(secret in said for secret in secrets)
+
+
+# The recipes of the docs.
+
+PAGE = (Path(__file__).parent.parent / "docs" / "audit.md").read_text()
+RECIPES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def json_lines() -> logging.Formatter:
+    """Return the formatter of the page, without its configuration of the logger."""
+    names: dict[str, Any] = {}
+    exec(RECIPES[0].partition("logging.config.dictConfig(")[0], names)
+    formatter: logging.Formatter = names["JsonLines"]()
+    return formatter
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_json_line_is_one_line_whatever_a_visitor_wrote(
+    scene: Scene, heard: Heard, text: str
+) -> None:
+    session = scene.request(None, lambda one: one.login(text, label=text))
+    line = json_lines().format(heard.records[-1])
+    assert line.isascii()
+    assert line.isprintable()
+    told = json.loads(line)
+    assert told.pop("time").endswith("+00:00")
+    assert told == {"event": "login", "id": session.id, "owner": text, "label": text}
+
+
+def test_a_json_line_says_what_the_page_says(scene: Scene, heard: Heard) -> None:
+    for event in EVENTS.values():
+        event(scene, scene.stored({"a": 1}, owner="alice"))
+    formatter = json_lines()
+    told = [json.loads(formatter.format(record)) for record in heard.records]
+    assert {line["event"] for line in told} == {"login", "regenerate", "logout", "revoke"}
+    counts = [line["count"] for line in told if line["event"] == "revoke"]
+    assert counts == [1, len(EVENTS) - 2]
+
+
+def test_the_page_has_every_event_and_every_field() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", PAGE, re.MULTILINE))
+    assert set(table) == {"login", "regenerate", "logout", "revoke", "limit", "stale"}
+    for name in FIELDS:
+        assert f"session_{name}" in PAGE
+
+
+def test_lines_are_shipped_from_a_thread_of_their_own(scene: Scene) -> None:
+    collected: list[logging.LogRecord] = []
+
+    class Collector(logging.handlers.SysLogHandler):
+        def __init__(self, address: object) -> None:
+            logging.Handler.__init__(self)
+
+        def emit(self, record: logging.LogRecord) -> None:
+            collected.append(record)
+
+        def close(self) -> None:
+            logging.Handler.close(self)
+
+    logger = logging.getLogger(NAME)
+    before = logger.handlers.copy()
+    recipe = RECIPES[1].replace("atexit.register(listener.stop)", "")
+    names: dict[str, Any] = {
+        "JsonLines": json_lines,
+        "QueueHandler": logging.handlers.QueueHandler,
+        "QueueListener": logging.handlers.QueueListener,
+        "SysLogHandler": Collector,
+        "logging": logging,
+        "queue": queue,
+    }
+    try:
+        logger.setLevel(logging.INFO)
+        exec(recipe[recipe.index("collector = ") :], names)
+        session = scene.request(None, lambda one: one.login("alice\nlogin", label="x"))
+        names["listener"].stop()
+    finally:
+        logger.handlers[:] = before
+        logger.setLevel(logging.NOTSET)
+    (record,) = collected
+    told = json.loads(json_lines().format(record))
+    assert (told["event"], told["id"], told["owner"]) == ("login", session.id, "alice\nlogin")

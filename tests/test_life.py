@@ -117,11 +117,18 @@ def act(session: Session, state: State) -> None:
     assert visit.state is state
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 @pytest.mark.parametrize(
     ("state", "known"), CELLS, ids=lambda one: getattr(one, "__name__", getattr(one, "name", ""))
 )
-def test_a_cell(scene: Scene, state: State, known: type[Known]) -> None:
+def test_a_cell(clock: Clock, state: State, known: type[Known], sealed: bool) -> None:
+    scene = Scene(clock, session_sealed=sealed)
     cell, session = CELLS[state, known], knowing(scene, known)
+    stored, commands = cell.stored, cell.commands
+    if sealed and (state, known) == (DESTROYED, Mark):  # It does not tell its successor's form.
+        commands = [*commands, SWAP, "find", "update_one"]
+    if sealed and isinstance(stored.get("other"), dict):  # Only its own token opens it.
+        stored = stored | {"other": "sealed"}
     act(session, state)
     visit = visit_of(session)
     assert type(visit.known) is known
@@ -130,9 +137,9 @@ def test_a_cell(scene: Scene, state: State, known: type[Known]) -> None:
     else:
         with pytest.raises(cell.outcome, match="does not allow"):
             scene.store.flush(session)
-    assert scene.commands() == cell.commands
+    assert scene.commands() == commands
     assert type(visit.known) is cell.known
-    assert scene.shown(visit) == cell.stored
+    assert scene.shown(visit) == stored
     if cell.commands:  # What was stored is not stored again, and what opens it is the new token.
         assert scene.store.flush(session) is KEPT
         assert scene.commands() == []
@@ -182,6 +189,17 @@ def test_a_renewal_is_written_when_it_is_due(scene: Scene, clock: Clock) -> None
     assert committed(scene, session) == (["update_one"], RENEWED)
     assert session.expires_at == clock.now + timedelta(days=14)
     assert committed(scene, session) == ([], KEPT)
+
+
+def test_the_times_of_now_are_told_and_hold(scene: Scene, clock: Clock) -> None:
+    token = scene.stored({"a": 1})
+    shorter = scene.another(session_expires="1 day")
+    session = shorter.open(token)
+    assert session.expires_at == clock.now + timedelta(days=1)
+    assert [info.expires_at for info in shorter.sessions()] == [clock.now + timedelta(days=1)]
+    clock.advance(days=1)
+    assert shorter.retrieve(token) is None
+    assert list(shorter.sessions()) == []
 
 
 def test_an_expiry_that_was_said_is_written_without_a_change(scene: Scene, clock: Clock) -> None:
@@ -503,9 +521,24 @@ def test_a_login_does_not_wait_for_ever(scene: Scene, monkeypatch: pytest.Monkey
     session = logged_in(scene, token, "alice", seen=True)
     commands, outcome = committed(scene, session)
     assert outcome is CREATED
-    assert commands == ["find"] * (len(waits) + 1) + ["insert_one"]
+    # The last look is for a session that was put back.
+    assert commands == ["find"] * (len(waits) + 1) + ["find", "insert_one"]
     assert 0.1 < sum(waits) < 0.5
     assert scene.live() == [("alice", {})]
+
+
+def test_a_login_takes_over_a_session_that_was_put_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "sleep", lambda _: None)
+    token = scene.stored({"a": 1})
+    image = scene.server.documents[id_of(token)]
+    scene.request(token, lambda session: session.login("alice"))
+    scene.server.documents.pop(next(scene.store.sessions()).id)  # It could not be stored.
+    second = logged_in(scene, token, "alice", seen=True)
+    scene.server.documents[id_of(token)] = image
+    assert committed(scene, second)[1] is CREATED
+    assert scene.shown(visit_of(second)) == {"old": "mark", "new": {"a": 1}}
 
 
 @pytest.mark.parametrize("what", ["tombstone", "expired", "foreign", "itself"])

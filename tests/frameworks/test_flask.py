@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import logging
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -228,6 +230,17 @@ def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
     assert browser.get("/own").header("Vary") == "Accept, Cookie"
 
 
+def test_a_page_that_begins_a_session_is_private(app: Flask, browser: Browser) -> None:
+    public = {"Cache-Control": "public, max-age=60", "CDN-Cache-Control": "max-age=60"}
+    on(app)(lambda: Response(str(session.setdefault("a", 1)), headers=public))
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "private, max-age=60"
+    assert answer.header("CDN-Cache-Control") is None
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "public, max-age=60"
+    assert answer.header("CDN-Cache-Control") == "max-age=60"
+
+
 def test_templates_and_the_hooks_after_a_view_reach_the_session(
     app: Flask, visitor: FlaskClient
 ) -> None:
@@ -263,6 +276,32 @@ def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None
     answer = browser.get().body.decode()
     assert answer.startswith("alice ")
     assert len(answer) == len("alice ") + 43
+
+
+def test_it_can_be_merged_and_copied(app: Flask, visitor: FlaskClient) -> None:
+    @on(app)
+    def _() -> None:
+        session["a"] = [1]
+        mine = session._get_current_object()
+        assert session | {"b": 2} == {"b": 2} | mine == {"a": [1], "b": 2}
+        for data in copy.copy(mine), copy.deepcopy(mine), session.copy():
+            assert (type(data), data) == (dict, {"a": [1]})
+
+    assert visitor.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nmae", "end", "data", "touch", "idle_as", "exchange"])
+def test_other_names_are_attribute_errors(name: str, app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: hasattr(session, name))
+    assert visitor.get("/").text == "False"
+
+
+def test_a_login_may_have_a_label(app: Flask, browser: Browser, store: MongoStore) -> None:
+    on(app, "/login")(lambda: session.login("alice", label="Firefox"))
+    on(app)(lambda: session.label)
+    browser.get("/login")
+    assert browser.get().body == b"Firefox"
+    assert [info.label for info in store.sessions("alice")] == ["Firefox"]
 
 
 @pytest.mark.parametrize(
@@ -751,6 +790,23 @@ def test_one_interface_serves_several_applications(mongodb_uri: str, database: s
     assert len(sessions._exchanges) == 1
 
 
+def test_two_first_requests_at_once_share_a_store(settings: dict[str, Any]) -> None:
+    app, sessions = Flask("shop"), MongoSessionInterface(settings)
+    made = []
+
+    class Waiting:
+        """A lock that another request had until now, which has made what it is for."""
+
+        def __enter__(self) -> None:
+            sessions._lock = Lock()
+            made.append(sessions._exchanges_of(app))
+
+        def __exit__(self, *_: object) -> None: ...
+
+    sessions._lock = Waiting()  # type: ignore[assignment]
+    assert sessions._exchanges_of(app) is made[0]
+
+
 # The hooks of the interface.
 
 
@@ -1006,6 +1062,17 @@ def test_a_failed_request_changes_nothing(path: str, app: Flask, browser: Browse
     browser.get("/set")
     assert browser.get(path).status == "500 INTERNAL SERVER ERROR"
     assert browser.get().body == b"1"
+
+
+def test_a_failed_request_sets_no_cookie_of_a_permanent_session(
+    app: Flask, browser: Browser
+) -> None:
+    on(app, "/set")(lambda: session.update(n=1, _permanent=True))
+    on(app)(lambda: (str(session["n"]), 500))
+    on(app, "/login")(lambda: (str(session.login("alice", remember=True)), 500))
+    browser.get("/set")
+    assert browser.get().cookie is None
+    assert browser.get("/login").cookie is None
 
 
 def test_a_request_that_is_refused_may_change_the_session(app: Flask, browser: Browser) -> None:
@@ -1305,12 +1372,13 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
 
 
 def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
-    csrf = pytest.importorskip("flask_wtf.csrf")
-    csrf.CSRFProtect(app)
+    wtf = pytest.importorskip("flask_wtf")
+    pytest.importorskip("flask_wtf.csrf").CSRFProtect(app)
     page = "{{ csrf_token() }}"
 
     @on(app, "/login", methods=["POST"])
     def _() -> str:
+        assert wtf.FlaskForm().validate_on_submit()  # It makes a token for its own page.
         session.login("alice")
         return render_template_string(page)
 
