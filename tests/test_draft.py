@@ -75,6 +75,21 @@ def test_a_nested_change_is_one_and_looking_is_none() -> None:
     assert set(draft.difference().assigned) == {"a"}
 
 
+def test_an_object_in_hand_counts_after_a_write_too() -> None:
+    draft = of({"a": [1]})
+    draft.set("a", mine := [1, 2])
+    draft.settle(draft.difference())
+    mine.append(3)
+    changes = draft.difference()
+    assert changes.assigned == {"a": [1, 2, 3]}
+    # What was in hand before something else was stored is no measure of it.
+    draft.settle(changes)
+    draft.set("a", 5)
+    draft.settle(draft.difference())
+    draft.set("a", [1, 2, 3])
+    assert draft.difference().assigned == {"a": [1, 2, 3]}
+
+
 def test_what_cannot_be_stored_is_refused_where_it_is_set_or_found() -> None:
     draft = of({"a": [1]})
     with pytest.raises(SessionDataError):
@@ -176,6 +191,15 @@ def test_a_sealed_value_is_compared_with_what_replaces_it() -> None:
     draft.set("c", 4)
     changes = draft.difference()
     assert (changes.assigned, changes.removed) == ({"c": 4}, {"a"})
+
+
+def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
+    for look in (lambda draft: draft.complete(), lambda draft: draft.has("csrf")):
+        draft = sealed({"csrf": "old", "a": 1})
+        draft.drop(["csrf"])
+        look(draft)
+        assert not draft.has("csrf")
+        assert draft.contents().assigned == {"a": 1}
 
 
 def test_a_value_that_does_not_open_spoils_the_session() -> None:
