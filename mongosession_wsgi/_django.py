@@ -31,7 +31,7 @@ def mongo_store() -> MongoStore:
 
 
 def opened(session_key: str | None, age: float) -> Session:
-    """Return the session of a key, not loaded, which dies `age` seconds after it was last saved."""
+    """Return the session of a key, not loaded; it dies `age` seconds after the last save."""
     store = mongo_store()
     token = session_key if TOKEN.fullmatch(session_key or "") else None
     return store.open(token, _times(age, store.settings.lifetime))

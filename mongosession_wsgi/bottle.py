@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class MongoSessionPlugin:
     """Give the handlers of a Bottle application the session of their request.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys, be it `app.config`; `store`
-    replaces the one that is made of them. Without settings, a `SessionMiddleware` has to be around
-    the application. `keyword` is the name of the argument.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys, also `app.config`; `store`
+    replaces the store made of the settings. Without settings, a `SessionMiddleware` has to be
+    around the application. `keyword` is the name of the argument.
     """
 
     name = "mongosession"
@@ -46,9 +46,9 @@ class MongoSessionPlugin:
     def setup(self, app: Bottle) -> None:
         """Put our middleware around `app`, if there are settings; raises `SettingsError`.
 
-        Bottle calls this at `app.install`. A plugin wraps handlers, but a session is to be stored
-        when hooks and error pages are through with it, and before the first header. What is
-        changed in the settings until the first request counts.
+        Bottle calls this method at `app.install`. A plugin wraps handlers, but a session is to be
+        stored after hooks and error pages have used it, and before the first header. Changes of
+        the settings until the first request count.
         """
         if any(isinstance(plugin, MongoSessionPlugin) for plugin in app.plugins):
             raise PluginError("This application has a MongoSessionPlugin already.")
@@ -56,7 +56,7 @@ class MongoSessionPlugin:
             app.wsgi = _Configured(app.wsgi, self._settings, self._store)
 
     def apply(self, callback: Callable[..., Any], route: Route) -> Callable[..., Any]:
-        """Return `callback` with its session filled in, if it names one; Bottle calls this."""
+        """Return `callback` with the session filled in, if its arguments name a session."""
         if self._keyword not in signature(route.callback).parameters:
             return callback
 
@@ -68,7 +68,7 @@ class MongoSessionPlugin:
 
 
 class _Configured:
-    """Our middleware, checked at once, and made of the settings that the first request finds."""
+    """Our middleware, checked at once, and made of the settings at the first request."""
 
     def __init__(
         self, app: WSGIApplication, settings: Mapping[str, Any], store: Store | None

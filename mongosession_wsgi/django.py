@@ -18,15 +18,15 @@ __all__ = ["SessionStore", "mongo_store"]
 
 
 class SessionStore(SessionBase):
-    """A session for Django, stored as all of ours are; its key is the token.
+    """A session for Django, stored as every session of ours; the key is the token.
 
-    Django works on a plain copy of the data. What is saved is the difference to what was loaded.
+    Django works on a plain copy of the data. A save writes the difference to the loaded data.
     """
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._stored = self._opened(None)
-        self.label: str | None = None  # What a login says of the device; set it before.
+        self.label: str | None = None  # Of the device; to be set before a login.
 
     @property
     def id(self) -> str | None:
@@ -41,7 +41,7 @@ class SessionStore(SessionBase):
 
     @property
     def modified(self) -> bool:
-        """Whether there is something to save, also within a value. Of an ended session, nothing."""
+        """Whether a save has something to write, also within a value. Ended sessions have not."""
         if self.session_key is not None and is_over(self._stored):
             return False
         if type(visit_of(self._stored).known) is not Record:
@@ -55,7 +55,7 @@ class SessionStore(SessionBase):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
         if key == SESSION_KEY:
-            self._write()  # It is a login: whom Django tells of it next may ask for the new key.
+            self._write()  # A login: the receivers of Django's signal may ask for the new key.
 
     async def aset(self, key: str, value: Any) -> None:
         await sync_to_async(self.__setitem__)(key, value)
@@ -66,7 +66,7 @@ class SessionStore(SessionBase):
     def load(self) -> dict[str, Any]:
         if type(visit_of(self._stored).known) is not Failure:
             self._stored = self._opened(self.session_key)
-        # One that was regenerated away keeps its key, or else Django expires the new one's cookie.
+        # The key of a mark stays, or else Django expires the cookie of the mark's successor.
         if self._stored.id is None and type(visit_of(self._stored).known) is not Mark:
             self._session_key = None
         self.label = self.label or self._stored.label
@@ -78,7 +78,7 @@ class SessionStore(SessionBase):
         self._write()
 
     def save(self, must_create: bool = False) -> None:
-        """Store what was changed. A key is never of the caller's making: no `CreateError`."""
+        """Store the changes. Callers never make a key of their own: no `CreateError`."""
         if must_create:
             self.create()
         else:
@@ -92,7 +92,7 @@ class SessionStore(SessionBase):
     def flush(self) -> None:
         key, self._stored = self.session_key, ended(self.session_key)
         self.clear()
-        # After a login with that session, its new cookie is not Django's to expire.
+        # If another request has logged in meanwhile, Django must not expire the login's cookie.
         self._session_key = key if is_over(self._stored) else None
 
     async def aflush(self) -> None:
@@ -115,12 +115,12 @@ class SessionStore(SessionBase):
         return opened(session_key, self.get_session_cookie_age())
 
     def _found(self) -> bool:
-        """Have Django load the data, unless it has, and say whether there is a session."""
+        """Have Django load the data, unless it has, and say whether a session was found."""
         self.keys()
         return self.session_key is not None
 
     def _updated(self) -> Session:
-        """Return the stored session with what Django's copy of it has by now, and no more."""
+        """Return the stored session with exactly the contents of Django's copy by now."""
         for key in self._stored.keys() - self.keys():
             del self._stored[key]
         self._stored.update(self.items())
@@ -135,14 +135,14 @@ class SessionStore(SessionBase):
             self._stored.login(self.owner, label=self.label)
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
-        # Unless `set_expiry` says it, the moment is only the end of an idle time.
+        # Without `set_expiry`, the moment is only the end of an idle time.
         visit_of(session).live_until(moment, False if self.get("_session_expiry") else None)
         mongo_store().flush(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
 
     def _take_up(self) -> None:
-        """Go on for a login with a session that another login or rotation has moved meanwhile."""
+        """For a login, go on with a session after another login or rotation has moved it."""
         if visit_of(self._stored).state is State.ENDED:
             session, changes = self._opened(self.session_key), visit_of(self._updated()).draft
             if session.id is None and type(visit_of(session).known) is Mark:

@@ -21,7 +21,7 @@ _PERMANENT = "_permanent"
 
 
 def _fact(compute: Callable[[Visit], bool]) -> Any:
-    """Return a property for a flag of Flask that is computed; an assigned value is not needed."""
+    """Return a property for a computed flag of Flask; assignments have no effect."""
     return property(lambda self: compute(visit_of(self)), lambda *_: None)
 
 
@@ -31,7 +31,7 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
     accessed: bool = _fact(lambda visit: visit.state is not State.UNTOUCHED)
     modified: bool = _fact(lambda visit: visit.was_changed)
     _exchange: FlaskExchange | None = None
-    _is_to_last = False  # Whether the application has made it permanent in this request.
+    _is_to_last = False  # Whether this request has made the session permanent.
 
     @property
     def permanent(self) -> bool:
@@ -60,16 +60,16 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
             visit.login = visit.login._replace(remember=remember or None)
 
     def login(self, owner: str, *, remember: bool = False, label: str | None = None) -> None:
-        """Log in as `Session.login` does; a session that is remembered is a permanent one."""
+        """Log in as `Session.login` does; a remembered session is a permanent session."""
         remember = remember or self._is_to_last
         super().login(owner, remember=remember, label=label)
         if remember:
             super().__setitem__(_PERMANENT, True)
-        if g and self._visit.secrets:  # Flask-WTF keeps a copy of its token there.
+        if g and self._visit.secrets:  # Flask-WTF keeps a copy of the token in `g`.
             g.pop(self._visit.secrets[0], None)
 
     def clear(self) -> None:
-        """End the session, as a logout does; what is set afterwards starts a new one."""
+        """End the session, as a logout does; a key set afterwards starts a new session."""
         self.destroy()
 
 
@@ -78,11 +78,11 @@ session = cast("MongoSession", flask.session)
 
 
 class MongoSessionInterface(SessionInterface):
-    """Give `flask.session` the behaviour that Flask promises, and keep it in MongoDB.
+    """Keep `flask.session` in MongoDB, with the behaviour of Flask's own session.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; without it they are those
-    of `app.config`, in upper case. Flask's own settings, and the hooks of this class, count where
-    these say nothing. `store` replaces the one that is made of them. Raises `SettingsError`.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; without an argument the keys
+    are looked up in `app.config`, in upper case. Flask's own settings and hooks count where ours
+    say nothing. `store` replaces the store made of the settings. Raises `SettingsError`.
     """
 
     session_class = MongoSession
@@ -126,7 +126,7 @@ class MongoSessionInterface(SessionInterface):
         if exchange is None:
             return
         status = response.status
-        if visit_of(session) is not exchange.visit:  # It was raised, and this is Flask's 500.
+        if visit_of(session) is not exchange.visit:  # After an error: the response is Flask's 500.
             refuse(app, response)
         elif exchange.is_taken_over(status):
             exchange.close()

@@ -51,7 +51,7 @@ class MongoSession(Session):
         """Do nothing: changes inside of a list or a dict are noticed."""
 
     def invalidate(self) -> None:
-        """End the session, as a logout does; what is set afterwards starts a new one."""
+        """End the session, as a logout does; a key set afterwards starts a new session."""
         self.destroy()
 
     def flash(self, msg: Any, queue: str = "", allow_duplicate: bool = True) -> None:
@@ -65,7 +65,7 @@ class MongoSession(Session):
         return list(self.pop(f"_f_{queue}", []))
 
     def peek_flash(self, queue: str = "") -> list[Any]:
-        """Return the messages of a queue, which stays."""
+        """Return the messages of a queue, and keep the queue."""
         return list(self.get(f"_f_{queue}", []))
 
     def new_csrf_token(self) -> str:
@@ -93,7 +93,7 @@ def includeme(config: Configurator) -> None:
 
 
 def _set_store(config: Configurator, store: Store) -> None:
-    """Use `store` in place of the one that is made of the settings."""
+    """Use `store` in place of the store made of the settings."""
     config.action(_STORE, partial(config.registry.__setitem__, _STORE, store))
 
 
@@ -105,7 +105,7 @@ def _install(event: ApplicationCreated) -> None:
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
     store = registry.get(_STORE)
     exchanges = registry[_EXCHANGES] = Exchanges(registry.settings, store)
-    policy = registry.queryUtility(ICSRFStoragePolicy)  # It may keep the token under another key.
+    policy = registry.queryUtility(ICSRFStoragePolicy)  # Its key for the token may differ.
     registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -388,7 +388,7 @@ def _store(longest: timedelta | None) -> Iterator[MongoStore]:
 def _administration() -> Iterator[Administration]:
     with _store(_LONGEST) as store:
         reach(store)
-        yield Administration(store)
+        yield Administration(store, times=_connection().times(store))
 
 
 def _drop_old_index(administration: Administration) -> str | None:
