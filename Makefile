@@ -12,7 +12,7 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races faults fuzz mutants load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore mutants faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,12 +32,13 @@ quick: $(INSTALLED)  ## run the tests that need no server, in less than half a m
 test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
 	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py
 
-check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
+check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph, prose
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
+	$(BIN)/python -m tests.prose
 
 docs: $(INSTALLED)  ## build the site into build/docs, warnings as errors
 	@$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs
@@ -62,6 +63,9 @@ operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=20000
 
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000, SERVER=java: in parallel, with a JDK and Maven)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000) $(if $(SERVER),--server $(SERVER))
+
+explore: $(INSTALLED)  ## try every order of the commands of two and three requests, with every fault (ARGS="--sets pairs")
+	@$(BIN)/python -m tests.explore $(ARGS)
 
 faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it
 	@$(BIN)/python -m tests.faults

@@ -15,6 +15,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx_copybutton",
+    "moves",
     "pictures",
     "settings_reference",
 ]
@@ -23,6 +24,7 @@ exclude_patterns = ["_ext", "_static", "pictures"]
 # Every reference must lead somewhere. Names of other packages do not: a build needs no network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mongosession_wsgi\b).*")]
+nitpick_ignore = [("py:class", "mongosession_wsgi.times.Times")]  # For adapters, not for users.
 
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3

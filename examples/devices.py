@@ -114,7 +114,7 @@ def page(session: Session, sessions: Iterable[SessionInfo], ended: int | None) -
 
 
 def _device(info: SessionInfo, is_this: bool, now: datetime) -> str:
-    name = info.data.get("device", "A device")
+    name = info.label or "A device"
     texts = {
         "id": info.id,
         "name": name,

@@ -42,6 +42,7 @@ def login(request: HttpRequest) -> HttpResponse:
     if not name:
         return HttpResponseBadRequest("Tell us your name.")
     request.session[SESSION_KEY] = name  # As django.contrib.auth does, which needs a database.
+    request.session.set_expiry(None if "remember" in request.POST else 0)
     return HttpResponse(status=303, headers={"Location": "/"})
 
 

@@ -30,7 +30,7 @@ class Login:
         name = req.get_media().get("name", "").strip()
         if not name:
             raise falcon.HTTPBadRequest(description="Tell us your name.")
-        req.context.session.login(name)
+        req.context.session.login(name, remember="remember" in req.get_media())
         raise falcon.HTTPSeeOther("/")
 
 

@@ -34,7 +34,7 @@ def login() -> Response:
     name = request.form["name"].strip()
     if not name:
         abort(400, "Tell us your name.")
-    session.login(name)
+    session.login(name, remember="remember" in request.form)
     return redirect(url_for("index"), 303)
 
 

@@ -1,6 +1,6 @@
-"""The Bottle shop, with a panel beside it that shows what its sessions do under the hood.
+"""The Bottle shop, with a panel beside the shop: what sessions do under the hood.
 
-Run it in this folder: gunicorn hood:app
+Run this shop in its folder: gunicorn hood:app
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pymongo.collection import Collection
 
 OWN_COOKIE = "under_the_hood"
-"""The panel knows a browser by a cookie of its own, whatever becomes of the session."""
+"""The cookie of the panel, which knows a browser also after the session has ended."""
 
 REQUESTS = 3
 """The number of a browser's last requests that the panel shows."""
 
 
 class Hood:
-    """Put the panel on each page of `shop`, and act out the promises that its buttons name.
+    """Put the panel on each page of `shop`, and act out the promises of the buttons.
 
     The notes on a browser's requests are in MongoDB, too: the page after a form may come from
     another process.
@@ -64,7 +64,7 @@ class Hood:
     def _act_out(
         self, promise: Callable[[Tab], Iterator[Step]], browser: str, environ: WSGIEnvironment
     ) -> Answer:
-        """Act out a promise with the browser's session, and lead to the page that tells of it."""
+        """Act out a promise with the browser's session, and note the steps for the next page."""
         tab = Tab(self._shop, environ, environ.get("HTTP_COOKIE", ""))
         told = {"title": promise.__doc__, "steps": [step.as_dict() for step in promise(tab)]}
         changes: dict[str, Any] = {"told": told}
@@ -76,7 +76,7 @@ class Hood:
         return Answer("303 See Other", headers, b"", [])
 
     def _note(self, browser: str, environ: WSGIEnvironment, answer: Answer) -> None:
-        """Note what a request of the browser did, for the panel of this page or of the next."""
+        """Note the commands of a request, for the panel of the page or of the next page."""
         cookie = answer.set_cookie and masked(answer.set_cookie)
         noted = {
             "line": f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}",
@@ -94,7 +94,7 @@ class Hood:
         return store.collection.database["browsers"]
 
     def _panel(self, browser: str, token: str | None) -> str:
-        """Return the panel for a page of the browser; what a promise did is told once."""
+        """Return the panel for a page of the browser; show the steps of a promise once."""
         notes = self._browsers.find_one_and_update({"_id": browser}, {"$unset": {"told": ""}}) or {}
         sessions = store.collection.database["sessions"]
         document = sessions.find_one({"_id": sha256_of(token)}) if token else None
@@ -112,14 +112,14 @@ def cookies_of(environ: WSGIEnvironment) -> dict[str, str]:
 
 
 def token_after(answer: Answer, cookies: dict[str, str]) -> str | None:
-    """Return the token that the browser has once it has the answer."""
+    """Return the token of the browser after an answer, None if there is none."""
     if answer.set_cookie is None:
         return next((value for name, value in cookies.items() if name.endswith(COOKIE)), None)
     return None if is_expired(answer) else answer.set_cookie.partition(";")[0].partition("=")[2]
 
 
 def slow(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a request that brings a gate along wait there, done but for its commit."""
+    """Have a request with a gate wait there, between the handler's end and the commit."""
 
     @wraps(handler)
     def waiting(*arguments: Any, **named: Any) -> Any:

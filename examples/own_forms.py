@@ -1,4 +1,4 @@
-"""Take forms only from the pages of this shop, and not from those of another site (CSRF)."""
+"""Take forms only from the shop's own pages, and not from another site (CSRF)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def own_forms_only(app: WSGIApplication) -> WSGIApplication:
 
 
 def is_from_elsewhere(environ: WSGIEnvironment) -> bool:
-    """Say whether a page of another site has the browser send this request.
+    """Say whether a page of another site has the browser send a request.
 
-    Today's browsers say so in Sec-Fetch-Site; older ones name the site in Origin. A client that
-    sends neither is no browser, so that no other site has a say in what it sends.
+    Today's browsers say so in Sec-Fetch-Site; older browsers name the site in Origin. A client
+    without both headers is no browser, so that no other site can send with the visitor's cookie.
     """
     if environ["REQUEST_METHOD"] in ("GET", "HEAD", "OPTIONS"):
         return False

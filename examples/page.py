@@ -65,6 +65,7 @@ SIGN_IN = """
         <form method="post" action="/login">
           <label for="name">Your name</label>
           <input id="name" name="name" required maxlength="60" autocomplete="username">
+          <label class="tick"><input type="checkbox" name="remember"> Remember me here</label>
           <button>Sign in</button>
         </form>
         <p>Any name will do. The cart comes along.</p>"""

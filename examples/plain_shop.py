@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from own_forms import own_forms_only
 from page import NOT_FOUND, PRODUCTS, page, put_into_cart
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    session = environ["mongosession"]
+    session, form = environ["mongosession"], form_of(environ)
     match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
         case "GET", "/":
             session["visits"] = session.get("visits", 0) + 1
             start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
             return [page(session).encode()]
-        case "POST", "/cart" if (item := field(environ, "item")) in PRODUCTS:
+        case "POST", "/cart" if (item := form.get("item")) in PRODUCTS:
             put_into_cart(session, item)
-        case "POST", "/login" if name := field(environ, "name"):
-            session.login(name)
+        case "POST", "/login" if name := form.get("name", "").strip():
+            session.login(name, remember="remember" in form)
         case "POST", "/logout":
             session.destroy()
         case "POST", "/cart" | "/login":
@@ -38,9 +38,9 @@ def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
     return []
 
 
-def field(environ: WSGIEnvironment, name: str) -> str:
+def form_of(environ: WSGIEnvironment) -> dict[str, str]:
     form: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-    return parse_qs(form.decode(errors="replace")).get(name, [""])[0].strip()
+    return dict(parse_qsl(form.decode(errors="replace")))
 
 
 app = own_forms_only(SessionMiddleware(shop, SETTINGS))

@@ -1,8 +1,7 @@
-"""Act out what the sessions promise: with the visitor's own session, and the shop itself.
+"""Act out the promises of the sessions, with the visitor's own session and the shop itself.
 
-Each promise is a function that tells its steps as they happen. A slow request is one that waits
-after its handler is done and before its session is stored; the shop waits there for the `GATE` that
-a request brings along.
+Each promise is a function, and yields the steps as they happen. A slow request waits at the `GATE`
+in its environ: after the handler's end, before the commit of the session.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) Version/18.6 Mob
 
 
 class Gate:
-    """Where a slow request waits: it says when it is there, and goes on when it may."""
+    """A place for a slow request to wait, until another thread opens the gate."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -38,7 +37,7 @@ class Gate:
 
 
 class Step(NamedTuple):
-    """Who does what, what comes of it, whether that is right, and which commands it took."""
+    """A step of a promise: actor, action, result, whether the result is right, and commands."""
 
     who: str
     does: str
@@ -52,14 +51,14 @@ class Step(NamedTuple):
 
 
 class Tab:
-    """A tab of a browser, with the cookie that it sends; `environ` is a request of its browser."""
+    """A tab of a browser, with its cookie; `environ` is a request of the same browser."""
 
     def __init__(self, shop: WSGIApplication, environ: WSGIEnvironment, cookie: str = "") -> None:
         self._shop = shop
         self._environ = environ
         self.cookie = cookie
         self.set_cookie: str | None = None
-        """The last Set-Cookie header of the session that came, if one did."""
+        """The last Set-Cookie header of a session, if there was any."""
 
     def get(self, path: str = "/") -> Answer:
         return self._take(listen(self._shop, self._request("GET", path, {})))
@@ -68,7 +67,7 @@ class Tab:
         return self._take(listen(self._shop, self._request("POST", path, form)))
 
     def post_slowly(self, path: str, **form: str) -> Callable[[], Answer]:
-        """Send a form, and return when its request waits; what is returned lets it go on."""
+        """Send a form, and return once the request waits; call the result to open the gate."""
         gate, answers = Gate(), list[Answer]()
         request = self._request("POST", path, form) | {GATE: gate}
         thread = threading.Thread(target=lambda: answers.append(listen(self._shop, request)))
@@ -83,7 +82,7 @@ class Tab:
         return go_on
 
     def on_phone(self) -> Tab:
-        """Return a tab of another device, which has no cookie yet."""
+        """Return a tab of another device, without a cookie."""
         return Tab(self._shop, self._environ | {"HTTP_USER_AGENT": PHONE})
 
     def _request(self, method: str, path: str, form: Mapping[str, str]) -> WSGIEnvironment:

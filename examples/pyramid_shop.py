@@ -30,7 +30,7 @@ def login(request: Request) -> Response:
     name = request.POST.get("name", "").strip()
     if not name:
         raise HTTPBadRequest("Tell us your name.")
-    request.session.login(name)
+    request.session.login(name, remember="remember" in request.POST)
     return HTTPSeeOther(request.route_path("index"))
 
 

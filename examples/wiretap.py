@@ -1,4 +1,4 @@
-"""Listen to a request: its answer, and the commands that it had MongoDB carry out."""
+"""Listen to a request: the answer, and the commands to MongoDB with their times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """A command of a request, in words, and how long MongoDB took for it."""
+    """A command of a request, in words, and the time that MongoDB took."""
 
     name: str
     does: str
@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 class Wiretap(monitoring.CommandListener):
-    """Notes the commands of the request that is under way in this thread."""
+    """A listener that notes the commands of the request under way in a thread."""
 
     def __init__(self) -> None:
         self._thread = threading.local()
@@ -58,7 +58,7 @@ class Wiretap(monitoring.CommandListener):
 
 
 def _in_words(name: str, command: Mapping[str, Any]) -> str:
-    """Say what a command is about: which fields of the session it sets or removes."""
+    """Describe a command: the fields of the session to set or to remove."""
     match name:
         case "update":
             return _changes(command["updates"][0]["u"])
@@ -67,14 +67,13 @@ def _in_words(name: str, command: Mapping[str, Any]) -> str:
         case "insert":
             return "a new session"
         case "find":
-            return (
-                "a session by its id" if "_id" in command["filter"] else "the sessions of an owner"
-            )
+            by_id = isinstance(command["filter"].get("_id"), str)
+            return "a session by its id" if by_id else "the sessions of an owner"
     return ""
 
 
 def _changes(update: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> str:
-    """Name the fields of an update, or of the stages of one; for a new document, say so."""
+    """Name the fields of an update, or of all stages of a pipeline."""
     stages = [update] if isinstance(update, Mapping) else list(update)
     named = {
         operator: [field for stage in stages if operator in stage for field in stage[operator]]
@@ -101,7 +100,7 @@ monitoring.register(WIRETAP)
 
 
 class Answer(NamedTuple):
-    """What came of a request."""
+    """The answer to a request, and the commands of the request."""
 
     status: str
     headers: list[tuple[str, str]]
@@ -110,17 +109,17 @@ class Answer(NamedTuple):
 
     @property
     def set_cookie(self) -> str | None:
-        """The header that sets or expires the cookie of the session, if there is one."""
+        """The Set-Cookie header of the session, if there is any."""
         ours = (v for k, v in self.headers if k == "Set-Cookie" and COOKIE in v.partition("=")[0])
         return next(ours, None)
 
 
 COOKIE = "mongosession"
-"""What the names of the session's cookie have in common, with a prefix or without."""
+"""The name of the session's cookie, which may have a prefix."""
 
 
 def listen(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
-    """Have `app` answer a request, and listen to it."""
+    """Have `app` answer a request; return the answer and the commands."""
     began: list[Any] = []
     written: list[bytes] = []
 

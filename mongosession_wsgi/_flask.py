@@ -1,4 +1,4 @@
-"""A request to Flask: by the settings and hooks of its moment, and when it fails."""
+"""A request to Flask: the settings and hooks of the moment, and the end of a failed request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 SESSION = "mongosession_wsgi.session"
-"""Where Flask's request has its session."""
+"""The name of the session among the attributes of Flask's request."""
 _OURS = Settings.keys("cookie", "store")
 _HOOKS = {
     "get_cookie_name": "session_name",
@@ -37,19 +37,19 @@ _HOOKS = {
     "get_cookie_path": "session_path",
     "get_cookie_partitioned": "session_partitioned",
 }
-"""Flask's hooks for the cookie, and our keys for what they return."""
+"""Flask's hooks for the cookie, and our keys for the returned values."""
 _CONFIG = (
     *("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_HTTPONLY"),
     *("SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH"),
     *("APPLICATION_ROOT", "SESSION_COOKIE_PARTITIONED"),
 )
-"""All that the hooks look at, unless a subclass overrides one."""
+"""The settings behind the hooks, unless a subclass overrides a hook."""
 
 
-class Exchanges:
-    """What one application has of an interface: its store, and its cookies and times of now.
+class FlaskExchanges:
+    """An application's share of an interface: the store, and the cookies and times of now.
 
-    Our own settings are read once; Flask's, and the hooks of the interface, whenever they count.
+    Our own settings are read once; Flask's settings and the hooks whenever they count.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Exchanges:
         store: Store | None,
     ) -> None:
         self.interface = interface
-        # An application is there as long as its requests; the interface may outlive it.
+        # An application outlives its requests; the interface may outlive the application.
         self._app: Callable[[], Any] = ref(app)
         given = settings or _settings_in(app.config)
         self._settings, self.store = beside(Settings.parse(given), store)
@@ -82,26 +82,26 @@ class Exchanges:
             self.store.follow(self.times)
 
     def cookies(self) -> CookiePolicy:
-        """Return the cookies that Flask's settings and the hooks say now."""
+        """Return the cookies by Flask's settings and hooks of now."""
         app = self._app()
         if self._are_plain:
             return self._policy(*map(app.config.get, _CONFIG))
         return self._policy(*[hook(app) for hook in self._hooks.values()])
 
     def times(self) -> Times:
-        """Return the idle times and the longest life that hold now."""
+        """Return the idle times and the longest life of now."""
         app = self._app()
         if app is not None:
             self._lifetime = app.permanent_session_lifetime
         return self._times(self._lifetime)
 
     def should_set_cookie(self, session: SessionMixin) -> bool:
-        """Ask the hook whether a cookie is to be sent, now that there is a reason to."""
+        """Ask the hook whether to send a cookie for which we have a reason."""
         return bool(self.interface.should_set_cookie(self._app(), session))
 
     def _policy_of(self, *_: Any) -> CookiePolicy:
         app = self._app()
-        # Flask has the hook for this one since 3.1.
+        # Flask before 3.1 has no hook for `partitioned`.
         flasks = {"session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED")}
         flasks |= {_HOOKS[name]: hook(app) for name, hook in self._hooks.items()}
         if flasks["session_name"] == app.default_config["SESSION_COOKIE_NAME"]:
@@ -127,27 +127,27 @@ class FlaskExchange(Exchange):
 
     __slots__ = ("_changes_kind", "_of")
 
-    def __init__(self, of: Exchanges, environ: WSGIEnvironment) -> None:
+    def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
 
     def commit(self, status: str) -> None:
-        """Store the session; for how long, and in which cookie, is what the settings say now."""
+        """Store the session, by the settings of now, which a hook may just have changed."""
         visit = self.visit
         if visit.state is not State.UNTOUCHED:
             visit.times = self._of.times()
             if visit.kind is None and visit.draft.data.get("_permanent"):
-                visit.idle_as(True)  # It was stored by version 1, which had no such kind.
+                visit.idle_as(True)  # Version 1 stored permanent sessions without a kind.
             self._changes_kind = visit.remember is not None
         super().commit(status)
 
     def cookie_after(self, outcome: Outcome) -> str | None:
-        """Return the Set-Cookie header that the browser needs now, if any."""
+        """Return the Set-Cookie header for the browser, if it needs a cookie now."""
         visit, of = self.visit, self._of
         if outcome is Outcome.RENEWED or outcome is Outcome.KEPT:
-            # Only an acknowledged write tells that the token is still good.
+            # Only an acknowledged write proves the token to be still good.
             wrote = outcome is Outcome.RENEWED or (visit.changed and visit.state is State.OPEN)
-            if not (wrote and visit.token and (visit.kind is True or self._changes_kind)):
+            if not (wrote and (visit.kind is True or self._changes_kind)):
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)
@@ -168,7 +168,7 @@ class FlaskExchange(Exchange):
             response.headers[:] = after
 
     def is_taken_over(self, status: str) -> bool:
-        """Say whether the view has talked on a WebSocket, so that no header of ours goes out."""
+        """Say whether the view has talked on a WebSocket: then no header of ours goes out."""
         environ = self._environ
         if "HTTP_UPGRADE" not in environ:
             return False
@@ -182,7 +182,7 @@ def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse(app: Flask, response: Response) -> None:
-    """Make a 503 of the page of an error; the application's page, if it has one for that."""
+    """Make the page of an error a 503: the application's own page, if it has a page for 503."""
     page = app.make_response(app.handle_http_exception(ServiceUnavailable()))
     response.status_code, response.response = 503, page.response
     response.headers.update(page.headers)
@@ -191,19 +191,17 @@ def refuse(app: Flask, response: Response) -> None:
 
 @got_request_exception.connect
 def _give_up(_: Flask, exception: BaseException) -> None:
-    """Have the page of an error, and the hooks after it, find a session that does not fail."""
+    """Have the page of an error, and the hooks after it, find a session without a failure."""
     session = request.__dict__.get(SESSION)
     if session is None:
         return
     visit = visit_of(session)
     if type(visit.known) is Failure or isinstance(exception, StoreError):
-        if session.exchange is not None:
-            session.exchange.abandon()
         session._visit = Visit(None, lambda _: NOTHING, visit.times)
 
 
 def abandon(exc: BaseException | None) -> None:
     """Carry out a logout though the request has failed, without a response."""
     session = request.__dict__.get(SESSION) if exc is not None else None
-    if session is not None and session.exchange is not None:
-        session.exchange.abandon()
+    if session is not None and session._exchange is not None:
+        session._exchange.abandon()

@@ -1,4 +1,4 @@
-"""The audit log: what became of logins, said after the database has acknowledged it.
+"""The audit log: the fate of logins, said after the database has acknowledged the change.
 
 OWASP ASVS 5.0, V16. Silent unless the application asks for INFO of `mongosession_wsgi.audit`.
 """
@@ -20,10 +20,9 @@ def say(
     label: str | None = None,
     count: int | None = None,
 ) -> None:
-    """Log an event; its parts are fields of the record too, for a formatter of JSON.
+    """Log an event; the parts are fields of the record too, for a formatter of JSON.
 
-    An owner and a label are shown as `ascii` writes them, so that no line break of a visitor
-    begins a line of its own.
+    The line shows owners and labels by `ascii`, so no line break of a visitor begins a new line.
     """
     if not _logger.isEnabledFor(logging.INFO):
         return

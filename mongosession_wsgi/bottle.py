@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from inspect import signature
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, PluginError, Route, request  # type: ignore[import-untyped]
 
@@ -13,13 +15,16 @@ from .middleware import SessionMiddleware
 from .session import Session
 from .store import Store
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 
 class MongoSessionPlugin:
     """Give the handlers of a Bottle application the session of their request.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys, be it `app.config`; `store`
-    replaces the one that is made of them. Without settings, a `SessionMiddleware` has to be around
-    the application. `keyword` is the name of the argument.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys, also `app.config`; `store`
+    replaces the store made of the settings. Without settings, a `SessionMiddleware` has to be
+    around the application. `keyword` is the name of the argument.
     """
 
     name = "mongosession"
@@ -41,16 +46,17 @@ class MongoSessionPlugin:
     def setup(self, app: Bottle) -> None:
         """Put our middleware around `app`, if there are settings; raises `SettingsError`.
 
-        Bottle calls this at `app.install`. A plugin wraps handlers, but a session is to be stored
-        when hooks and error pages are through with it, and before the first header.
+        Bottle calls this method at `app.install`. A plugin wraps handlers, but a session is to be
+        stored after hooks and error pages have used it, and before the first header. Changes of
+        the settings until the first request count.
         """
         if any(isinstance(plugin, MongoSessionPlugin) for plugin in app.plugins):
             raise PluginError("This application has a MongoSessionPlugin already.")
         if self._settings is not None:
-            app.wsgi = SessionMiddleware(app.wsgi, self._settings, store=self._store)
+            app.wsgi = _Configured(app.wsgi, self._settings, self._store)
 
     def apply(self, callback: Callable[..., Any], route: Route) -> Callable[..., Any]:
-        """Return `callback` with its session filled in, if it names one; Bottle calls this."""
+        """Return `callback` with the session filled in, if its arguments name a session."""
         if self._keyword not in signature(route.callback).parameters:
             return callback
 
@@ -59,6 +65,24 @@ class MongoSessionPlugin:
             return callback(*args, **kwargs)
 
         return with_session
+
+
+class _Configured:
+    """Our middleware, checked at once, and made of the settings at the first request."""
+
+    def __init__(
+        self, app: WSGIApplication, settings: Mapping[str, Any], store: Store | None
+    ) -> None:
+        self._make = partial(SessionMiddleware, app, settings, store=store)
+        self._make()
+        self._made: SessionMiddleware | None = None
+        self._lock = Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._made is None:
+            with self._lock:
+                self._made = self._made or self._make()
+        return self._made(environ, start_response)
 
 
 def _session() -> Session:

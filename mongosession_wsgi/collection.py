@@ -1,4 +1,4 @@
-"""This process's client: its deadline, its two tries, and the collection that it leads to."""
+"""The collection of the sessions: the client of a process, its deadline and its second try."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from pymongo.errors import (
     ConfigurationError,
     DocumentTooLarge,
     DuplicateKeyError,
+    NetworkTimeout,
     NotPrimaryError,
     OperationFailure,
+    PyMongoError,
 )
 
 from . import connecting, document, indexes
@@ -44,22 +46,22 @@ Documents = Collection[dict[str, Any]]
 _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
-"""Seconds that `close` waits for a thread that is about to end."""
+"""Seconds that `close` waits for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
 _TIMEOUT_IN_URI = re.compile("[?&;]timeoutms=([0-9]+)", re.IGNORECASE)
 _SECRET = re.compile("password|mechanismprop")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
 _SHORTEST_PART = 4
-"""The characters of a part of a password that is looked for anywhere, and not in quotes alone."""
+"""The length from which a part of a password is hidden anywhere, and not in quotes alone."""
 
 
 class SessionCollection:
-    """The collection that holds the sessions, over a client of this process.
+    """Run commands on the collection of the sessions, by a client of this process.
 
-    The client is made on first use in each process, so that the object may be made before a fork.
-    A `client` that is passed in is used as it is, and left open by `close`. Raises `SettingsError`
-    if the settings name no database; every method raises `StoreError` if MongoDB fails.
+    Each process makes its client on first use, so the object may be made before a fork. A `client`
+    that is passed in is used unchanged, and left open by `close`. The constructor raises
+    `SettingsError` if the settings name no database; the rest raises `StoreError` if MongoDB fails.
     """
 
     def __init__(self, settings: Settings, client: MongoClient[Any] | None = None) -> None:
@@ -77,13 +79,13 @@ class SessionCollection:
 
     @property
     def documents(self) -> Documents:
-        """This process's collection; a client must not be used on both sides of a fork."""
+        """The collection by the client of this process; no client lives through a fork."""
         documents = self._made.get(os.getpid())
         return self._first_use() if documents is None else documents
 
     @property
     def raw(self) -> Collection[RawBSONDocument]:
-        """This process's collection, its documents undecoded."""
+        """The collection by the client of this process, its documents undecoded."""
         documents = self.documents
         if self._is_direct:
             with self.deadline(monotonic()):
@@ -97,9 +99,9 @@ class SessionCollection:
         return seconds or None
 
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
-        """Run a command that may be repeated, and repeat it if the connection broke.
+        """Run a harmless-to-repeat command, and repeat it once if the connection broke.
 
-        The driver repeats writes too, but not on a standalone server. `size` is that of `once`.
+        The driver repeats writes too, but not on a standalone server. For `size` see `once`.
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
         try:
@@ -113,12 +115,12 @@ class SessionCollection:
             return self.once(command, size)
 
     def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
-        """Run a command; what the driver raises becomes an error of ours.
+        """Run a command, and turn the driver's errors into ours.
 
-        `size` is the number of bytes that the command makes a document have, where that is known:
-        any refusal of more than MongoDB holds is a `SessionDataError`, whatever the server's words.
+        `size` is the length of the document in the command, in bytes: if MongoDB holds no such
+        document, each refusal is a `SessionDataError`, whatever the words of the server.
         """
-        # What is done before the command takes of its time.
+        # The client and the look at the member take of the command's time.
         with self.deadline(monotonic()):
             documents = self.documents
             if self._is_direct:
@@ -126,10 +128,10 @@ class SessionCollection:
             return _run(documents, command, size)
 
     def deadline(self, begun: float) -> AbstractContextManager[None]:
-        """Give what is done within it what is left, since `begun`, of a single command's time.
+        """Give the commands within the time of a single command, which has begun at `begun`.
 
-        The driver bounds each command by itself; this is for several that serve one request. An
-        application's own `pymongo.timeout` around it counts, if that ends sooner.
+        The driver bounds each command by itself, and a request may need several. A
+        `pymongo.timeout` of the application around the deadline counts if its end is sooner.
         """
         timeout = self.timeout
         if timeout is None:
@@ -137,22 +139,23 @@ class SessionCollection:
         return pymongo.timeout(max(timeout - (monotonic() - begun), _NO_TIME))
 
     def ensure_indexes(self) -> None:
-        """Make the indexes that are missing, TTL and `owner`, however long that takes."""
+        """Make the missing indexes, TTL and `owner`, however long the server takes."""
         indexes.ensure(self.documents)
         self._indexes.finish()
 
     def ensure_indexes_in_passing(self) -> None:
-        """Have a thread make the indexes; to be called when an insert has been acknowledged.
+        """Have a thread make the indexes, once per process; to be called after an insert.
 
-        That happens once per process. What fails for a reason that may pass is tried again by calls
-        of the next seconds and minutes. No caller waits for it, or gets an error.
+        A failure that may pass leads to another try at calls of the next seconds and minutes. No
+        caller waits, and none gets an error.
         """
-        documents = self.documents
-        if isinstance(documents.database.client, MongoClient):
-            self._indexes.try_if_due(documents)
+        if os.getpid() not in self._indexes.over:
+            documents = self.documents
+            if isinstance(documents.database.client, MongoClient):
+                self._indexes.try_if_due(documents)
 
     def wait_for_indexes(self, seconds: float) -> None:
-        """Wait for the thread that makes the indexes, if there is one."""
+        """Wait for the end of the thread that makes the indexes, for so many seconds."""
         self._indexes.wait(seconds)
 
     def close(self) -> None:
@@ -167,10 +170,10 @@ class SessionCollection:
     # The making of the client.
 
     def _first_use(self) -> Documents:
-        """Make this process's client, or wait while it is made for the request of another thread.
+        """Make the client of this process, or wait while another request has the client made.
 
-        A thread of its own makes it, for the names of servers may have to be looked up. A client
-        that comes too late for this request is there for the next one.
+        The making has a thread to itself, because names of servers may have to be looked up. A
+        client that comes too late for this request is there for the next.
         """
         pid = os.getpid()
         if self._client is not None:
@@ -181,7 +184,7 @@ class SessionCollection:
             self._begin_making(pid, mine)
         wait([making], self._patience())
         if not making.done():
-            raise self._no_client(LookUpTimeoutError("mongodb_host was not looked up in time"))
+            raise self._no_client(self._too_late())
         error = making.exception()
         if error is not None:
             raise self._no_client(error)
@@ -192,11 +195,11 @@ class SessionCollection:
             try:
                 made = self._collection_of(self._own_client())
             except BaseException:
-                self._making.pop(pid, None)  # The next request tries it again.
+                self._making.pop(pid, None)  # The next request makes another try.
                 raise
             if self._making.get(pid) is making:
                 self._made[pid] = made
-            else:  # It was closed before it was there.
+            else:  # The store was closed meanwhile.
                 made.database.client.close()
             return made
 
@@ -207,11 +210,14 @@ class SessionCollection:
             making.set_exception(error)
 
     def _own_client(self) -> MongoClient[Any]:
-        """Make a client that begins to look for its servers, so that all that can fail does."""
+        """Make a client and let the driver start its threads, so that failures come at once.
+
+        A client whose threads could not be started would look for its servers never again.
+        """
         options = {**self._settings.client_options, "connect": True}
         try:
             client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
-        except ConfigurationError as error:  # A driver of the future may not know such an option.
+        except ConfigurationError as error:  # A future driver may not know the option.
             if not any(name in str(error) for name in connecting.OPTIONS):
                 raise
             client = MongoClient(**options)
@@ -228,17 +234,23 @@ class SessionCollection:
         )
 
     def _patience(self) -> float | None:
-        """Return the seconds that a request waits for the client, before it can be asked."""
+        """Return the seconds that a request waits for a client: the `timeoutMS` of its settings."""
         left = connecting.remaining()
         if left is not None:
             return max(left, 0)
         options = self._settings.client_options
         found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
         milliseconds = options.get("timeoutms", found and found[1])
-        return int(milliseconds or 0) / 1000 or None
+        return float(milliseconds or 0) / 1000 or None
+
+    def _too_late(self) -> PyMongoError:
+        """Return the error for a client that is not there in time, most likely for its name."""
+        if any(host.startswith("mongodb+srv") for host in _hosts(self._settings.client_options)):
+            return LookUpTimeoutError("mongodb_host was not looked up in time")
+        return NetworkTimeout("the client was not ready in time")
 
     def _no_client(self, error: BaseException) -> StoreError:
-        """Return the error of ours for one while the client was made, without any secret."""
+        """Return our error for an error of the driver's constructor, without any secret."""
         if not isinstance(error, RAISED_BY_THE_DRIVER):
             raise error
         words = _without_secrets(str(error), self._settings.client_options)
@@ -247,7 +259,7 @@ class SessionCollection:
             "and a password within a URI must be percent-encoded"
         )
         failure = StoreError(f"{sentence}. {words}")
-        # A traceback shows the cause, so its text is no place for a part of a password either.
+        # A traceback shows the cause, so the text of the cause must hide secrets too.
         failure.__cause__ = error if words == str(error) else ConfigurationError(words)
         return failure
 
@@ -255,14 +267,14 @@ class SessionCollection:
 def find(documents: Documents, id: str) -> dict[str, Any] | None:
     """Return the document of this id.
 
-    A plain command, because the cursor that `find_one` makes for it costs a client an eighth of
-    the time of a read. What it lacks of `find_one` is a second try, and `attempt` gives that.
-    The server keeps no cursor: there is one such document at most, and it is in the first batch.
+    A plain command, because the cursor of `find_one` costs a client an eighth of the time of a
+    read. `attempt` gives the second try that a plain command lacks. The server keeps no cursor,
+    because the only document of an id is in the first batch.
     """
     command: dict[str, Any] = {"find": documents.name, "filter": {"_id": id}}
     if documents.read_concern.level is not None:
         command["readConcern"] = documents.read_concern.document
-    # The driver's own would be another one.
+    # Else the driver would put primaryPreferred there.
     if documents.database.client.options.direct_connection:
         command["$readPreference"] = ReadPreference.PRIMARY.document
     reply = documents.database.command(command, codec_options=documents.codec_options)
@@ -273,28 +285,17 @@ def find(documents: Documents, id: str) -> dict[str, Any] | None:
 def update(documents: Documents, selected: dict[str, Any], change: dict[str, Any]) -> bool:
     """Change the document that is selected, and say whether there was one.
 
-    A plain command too: `update_one` takes a fifth more of a client's time, and 46 bytes. The
-    second try of `attempt` stands in for the driver's; a change of ours is harmless the second
-    time, because it sets values and moves moments forward.
+    The driver's own method, because a write needs the number that the driver gives it: without the
+    number, a first try that was held up somewhere could be carried out after a later write.
     """
-    reply = documents.database.command(
-        {
-            "update": documents.name,
-            "updates": [{"q": selected, "u": change}],
-            "writeConcern": documents.write_concern.document,
-        },
-        codec_options=documents.codec_options,
-    )
-    for error in (*reply.get("writeErrors", ()), *filter(None, [reply.get("writeConcernError")])):
-        raise OperationFailure(error.get("errmsg", ""), error.get("code"), error)
-    return bool(reply["n"])
+    return bool(documents.update_one(selected, change).matched_count)
 
 
 def insert(documents: Documents, new: RawBSONDocument) -> bool:
-    """Insert a document; False if its id is taken, be it by this very command, repeated.
+    """Insert a document; False if the id is taken, be it by the same command before.
 
-    MongoDB names the index that has refused, which may be a unique one of somebody else; other
-    engines name none.
+    MongoDB names the index that refuses the document, and a unique index of somebody else raises
+    `DuplicateKeyError`. Other engines name no index.
     """
     try:
         documents.insert_one(new)
@@ -315,7 +316,7 @@ def _run(documents: Documents, command: Callable[[Documents], T], size: int) -> 
 
 
 def _is_too_large(error: Exception, size: int) -> bool:
-    """Say whether a document was refused for its size, which engines say in words of their own."""
+    """Say whether a server refuses a document for its size; engines differ in their words."""
     if isinstance(error, DocumentTooLarge) or getattr(error, "code", None) in _TOO_LARGE:
         return True
     is_unknown = isinstance(error, OperationFailure) and not may_pass(error)
@@ -323,10 +324,10 @@ def _is_too_large(error: Exception, size: int) -> bool:
 
 
 def _demand_the_primary(documents: Documents) -> None:
-    """Refuse a member that is not the primary; wait until that is known.
+    """Raise `StoreError` unless the member of a direct connection is the primary.
 
-    The driver takes a direct connection for the wish to read from just this member, and a logout
-    may not have come there yet.
+    The driver takes a direct connection for the wish to read from a secondary too, where the last
+    logout may be still to come. Waits until the state of the member is known.
     """
     with explaining():
         if not documents.database.client.is_primary:
@@ -342,10 +343,10 @@ def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
 
 
 def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
-    """Return the driver's words without anything that may be a part of a password.
+    """Return the driver's words without the parts of passwords.
 
-    The driver quotes what it does not understand of a URI, and where that is not percent-encoded,
-    a part of the password may be taken for the name of a host or of a database.
+    The driver quotes what is wrong with a URI. Where a password is not percent-encoded, the driver
+    may take a part of the password for the name of a host or of a database.
     """
     uris = [host for host in _hosts(options) if "://" in host]
     secrets = [str(value) for name, value in options.items() if _SECRET.search(name)]

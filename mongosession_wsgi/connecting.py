@@ -1,8 +1,8 @@
-"""Connections that are made in time: a call that cannot be interrupted has a thread of its own.
+"""Connections in time: a call that cannot be interrupted has a thread of its own.
 
-The look-up of a name is a call of the operating system, which no timeout of the driver ends. The
-look-up is a part of each new connection: of the first, and of any later one by which the driver's
-pool grows, or replaces one that was idle for too long.
+The look-up of a name is a call of the operating system, and no timeout of the driver ends such a
+call. Each new connection looks a name up: the first, and any later by which the driver's pool grows
+or replaces a connection that was idle for too long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .failures import LookUpTimeoutError
 try:
     from pymongo import _csot
     from pymongo.synchronous.pool import Connection, Pool
-except ImportError:  # Neither is public: without them, nothing but the driver bounds a connection.
+except ImportError:  # Neither is public. Without them, look-ups take the time that they take.
     OPTIONS: dict[str, Any] = {}
 
     def remaining() -> float | None:
@@ -67,7 +67,7 @@ T = TypeVar("T")
 _MOST_THREADS = 2
 """The threads of a pool that connect at the same time; the driver has the same limit."""
 _GRACE = 0.05
-"""Seconds for the driver's own error, which says more, to come first."""
+"""Seconds by which the driver's own error, with more words, may come first."""
 
 
 def begin(
@@ -75,10 +75,10 @@ def begin(
     make: Callable[[], T],
     discard: Callable[[T], object],
 ) -> None:
-    """Call `make` in a thread that does not outlive the interpreter, and put the result there.
+    """Call `make` in a daemon thread, and put the result or the error into the future.
 
-    A result that nobody waits for any more, because the future was cancelled, is discarded. Raises
-    `RuntimeError` if there is no thread to be had.
+    The result of a future that was cancelled meanwhile is discarded. Raises `RuntimeError` if there
+    is no thread to be had.
     """
 
     def run() -> None:
@@ -97,11 +97,11 @@ def begin(
 
 
 def result_of(future: futures.Future[T], seconds: float) -> T:
-    """Wait for a result so long, and give it up for good then."""
+    """Wait so many seconds for a result, then give the result up for good."""
     try:
         return future.result(seconds)
     except futures.TimeoutError:
-        if not future.cancel():  # The result came at the last moment, or the error is its own.
+        if not future.cancel():  # The result came at the last moment, or `make` raised the error.
             return future.result()
         raise LookUpTimeoutError("no connection in time") from None
     finally:

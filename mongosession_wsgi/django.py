@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from datetime import timezone
-from functools import cache
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
-from django.core.signals import setting_changed
 
-from .cookie import TOKEN
+from ._django import ended, is_over, mongo_store, opened
 from .document import Mark, Record
-from .errors import SettingsError
 from .session import Session, visit_of
-from .store import MongoStore
 from .visit import Failure, State
 
-
-@cache
-def mongo_store() -> MongoStore:
-    """Return the store that `settings.MONGOSESSION` describes. Raises `SettingsError`."""
-    given: dict[str, Any] = getattr(settings, "MONGOSESSION", {})
-    for key in given:
-        if key.startswith("session_") and key != "session_lifetime":
-            raise SettingsError(f"{key}: has no effect in MONGOSESSION; see Django's SESSION_…")
-    return MongoStore({**given, "session_lifetime": given.get("session_lifetime") or "none"})
+__all__ = ["SessionStore", "mongo_store"]
 
 
 class SessionStore(SessionBase):
-    """A session for Django, stored as all of ours are; its key is the token.
+    """A session for Django, stored as every session of ours; the key is the token.
 
-    Django works on a plain copy of the data. What is saved is the difference to what was loaded.
+    Django works on a plain copy of the data. A save writes the difference to the loaded data.
     """
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
-        self._stored = _opened(None)
+        self._stored = self._opened(None)
+        self.label: str | None = None  # Of the device; to be set before a login.
 
     @property
     def id(self) -> str | None:
@@ -53,12 +41,10 @@ class SessionStore(SessionBase):
 
     @property
     def modified(self) -> bool:
-        """Whether there is something to save, also within a value. Of an ended session, nothing."""
-        visit = visit_of(self._stored)
-        is_over = visit.state is State.ENDED or type(visit.known) is Mark
-        if self.session_key is not None and is_over:
+        """Whether a save has something to write, also within a value. Ended sessions have not."""
+        if self.session_key is not None and is_over(self._stored):
             return False
-        if type(visit.known) is not Record:
+        if type(visit_of(self._stored).known) is not Record:
             return self._modified
         return self._modified or visit_of(self._updated()).has_changes
 
@@ -69,20 +55,21 @@ class SessionStore(SessionBase):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
         if key == SESSION_KEY:
-            self._write()  # It is a login: whom Django tells of it next may ask for the new key.
+            self._write()  # A login: the receivers of Django's signal may ask for the new key.
 
     async def aset(self, key: str, value: Any) -> None:
         await sync_to_async(self.__setitem__)(key, value)
 
     def exists(self, session_key: str | None) -> bool:
-        return _opened(session_key).id is not None
+        return self._opened(session_key).id is not None
 
     def load(self) -> dict[str, Any]:
         if type(visit_of(self._stored).known) is not Failure:
-            self._stored = _opened(self.session_key)
-        # One that was regenerated away keeps its key, or else Django expires the new one's cookie.
+            self._stored = self._opened(self.session_key)
+        # The key of a mark stays, or else Django expires the cookie of the mark's successor.
         if self._stored.id is None and type(visit_of(self._stored).known) is not Mark:
             self._session_key = None
+        self.label = self.label or self._stored.label
         return self._stored.copy()
 
     def create(self) -> None:
@@ -91,18 +78,25 @@ class SessionStore(SessionBase):
         self._write()
 
     def save(self, must_create: bool = False) -> None:
-        """Store what was changed. A key is never of the caller's making: no `CreateError`."""
+        """Store the changes. Callers never make a key of their own: no `CreateError`."""
         if must_create:
             self.create()
         else:
             self._write()
-        if visit_of(self._stored).state is State.ENDED:
+        if is_over(self._stored):
             raise UpdateError("The session was ended by another request.")
 
     def delete(self, session_key: str | None = None) -> None:
-        session = _opened(session_key or self.session_key)
-        session.destroy()
-        mongo_store().flush(session)
+        ended(session_key or self.session_key)
+
+    def flush(self) -> None:
+        key, self._stored = self.session_key, ended(self.session_key)
+        self.clear()
+        # If another request has logged in meanwhile, Django must not expire the login's cookie.
+        self._session_key = key if is_over(self._stored) else None
+
+    async def aflush(self) -> None:
+        await sync_to_async(self.flush)()
 
     def cycle_key(self) -> None:
         if self._found():
@@ -117,13 +111,16 @@ class SessionStore(SessionBase):
     def clear_expired(cls) -> None:
         mongo_store().purge()
 
+    def _opened(self, session_key: str | None) -> Session:
+        return opened(session_key, self.get_session_cookie_age())
+
     def _found(self) -> bool:
-        """Have Django load the data, unless it has, and say whether there is a session."""
+        """Have Django load the data, unless it has, and say whether a session was found."""
         self.keys()
         return self.session_key is not None
 
     def _updated(self) -> Session:
-        """Return the stored session with what Django's copy of it has by now, and no more."""
+        """Return the stored session with exactly the contents of Django's copy by now."""
         for key in self._stored.keys() - self.keys():
             del self._stored[key]
         self._stored.update(self.items())
@@ -131,26 +128,23 @@ class SessionStore(SessionBase):
 
     def _write(self) -> None:
         if not self._found():
-            self._stored = mongo_store().create() if self.is_empty() else _opened(None)
+            self._stored = mongo_store().create() if self.is_empty() else self._opened(None)
             self.modified = True
         if self.owner is not None and self.owner != self._stored.owner:
-            self._stored.login(self.owner)
+            self._take_up()
+            self._stored.login(self.owner, label=self.label)
         session = self._updated()
-        visit_of(session).live_until(self.get_expiry_date().astimezone(timezone.utc))
+        moment = self.get_expiry_date().astimezone(timezone.utc)
+        # Without `set_expiry`, the moment is only the end of an idle time.
+        visit_of(session).live_until(moment, False if self.get("_session_expiry") else None)
         mongo_store().flush(session)
-        if visit_of(session).state is not State.ENDED:
+        if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
 
-
-def _opened(session_key: str | None) -> Session:
-    return mongo_store().open(session_key if TOKEN.fullmatch(session_key or "") else None)
-
-
-def _forget_the_store(*, setting: str, **_: object) -> None:
-    if setting == "MONGOSESSION":
-        mongo_store.cache_clear()
-
-
-setting_changed.connect(_forget_the_store)
-if settings.configured:
-    mongo_store()  # Wrong settings are for the start of a project to tell, not for its users.
+    def _take_up(self) -> None:
+        """For a login, go on with a session after another login or rotation has moved it."""
+        if visit_of(self._stored).state is State.ENDED:
+            session, changes = self._opened(self.session_key), visit_of(self._updated()).draft
+            if session.id is None and type(visit_of(session).known) is Mark:
+                self._session_cache = {key: self[key] for key in changes.difference().assigned}
+                self._stored = session

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from .seal import Seal
 
 PLAIN, SEALED = VERSIONS = 1, 2
-"""The forms of a document, as its field `v` tells them; both may be in one collection."""
+"""The forms of a document, told by the field `v`; a collection may hold both."""
 MAX_SIZE = 16 * 1024 * 1024
-"""The most bytes that MongoDB holds in one document."""
+"""The most bytes of a document in MongoDB."""
 _SMALL = 1024 * 1024
 MAX_DEPTH = 90
 """The most levels of lists and dicts in one value; MongoDB stops at 100, our wrapper included."""
@@ -52,24 +52,24 @@ IMMUTABLE = frozenset((
 ))  # fmt: skip
 """The types of BSON whose values no nested change can alter."""
 _EXACT = frozenset((NoneType, bool, int, str, bytes))
-"""The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
+"""The types whose values are equal just if their bytes are, unlike -0.0 and nan."""
 _NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
 _UNLIKE_STORED = _NESTED | {Int64}
-"""The types that the driver decodes to something else than what an application stored."""
+"""The types that the driver decodes to other values than the application stored."""
 _AS_THEY_ARE = frozenset(_SCALAR) - {int, str}
 _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
-"""The types of which the driver encodes values that it cannot decode, such as a short UUID."""
+"""The types with values that the driver encodes but cannot decode, such as a short UUID."""
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TO_ESCAPE = re.compile(r"\A\$|[%.\0]")
 _ESCAPED = re.compile(r"%(24|25|2E|00)")
 _REFUSALS = (BSONError, ValueError, TypeError, OverflowError)
-"""What the encoder raises for values that it does not take."""
+"""The errors of the encoder for values out of its range."""
 
 _Path = tuple[Any, Any]
-"""Where a value is found: the path of what holds it, and its key or index there."""
+"""The place of a value: the path of the container, and the key or index in the container."""
 
 
 class Token(str):
@@ -82,7 +82,7 @@ class Token(str):
 
 
 class Record(NamedTuple):
-    """A session as MongoDB holds it. Each field but `id` has the name of a field there."""
+    """A session in MongoDB. Each field but `id` and `version` has the name of a stored field."""
 
     id: str
     data: dict[str, Any]
@@ -93,20 +93,20 @@ class Record(NamedTuple):
     label: str | None = None
     remember: bool | None = None
     """The idle time: None for `session_expires`, True for `session_remember`, and False where the
-    application said the moment itself, so that `expires_at` alone counts."""
+    application said the moment itself, and `expires_at` alone counts."""
     version: int = PLAIN
-    """The form, `v`; the data of a sealed one are as they are stored."""
+    """The form, `v`; the data of a sealed session are still sealed."""
 
 
 class Mark(NamedTuple):
-    """What stands for a while under the id of a session that was given a new token."""
+    """The sign left for a while under the id of a session with a new token."""
 
     id: str
     expires_at: datetime
     successor: str | None
-    """The id of the session in its place; None on a tombstone."""
+    """The id of the session under the new token; None on a tombstone."""
     goes_on: bool = False
-    """Whether the successor has the same owner: it is the same session, or their next login."""
+    """Whether the successor has the same owner: the same session, or the next login."""
     by_login: bool = False
 
 
@@ -119,77 +119,76 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str, NoneType),
     "remember": (bool, NoneType),
 }
-"""The fields of a stored session and their types, the only list there is."""
+"""The fields of a stored session and their types, listed here and nowhere else."""
 _OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
-"""BSON's numbers for types: shorter than their names in a command that most requests send."""
+"""BSON's numbers for types, shorter than names in the commands of most requests."""
 _ARRAY = 4
 
 
 def _condition(types: tuple[type, ...]) -> dict[str, Any]:
     numbers = [_BSON_TYPES[kind] for kind in types]
-    if dict in types:  # MongoDB also takes an array that holds a document for a document.
+    if dict in types:  # MongoDB also takes an array with a document in it for a document.
         return {"$type": numbers[0], "$not": {"$type": _ARRAY}}
     return {"$type": numbers if len(numbers) > 1 else numbers[0]}
 
 
 OURS = {"v": {"$in": VERSIONS}}
-"""What every session and every mark matches."""
+"""The condition met by every session and every mark."""
 SESSION: dict[str, Any] = OURS | {
     name: _condition(types) for name, types in _FIELDS.items() if name not in _OPTIONAL
 }
-"""What every session matches, and no mark; other documents of the collection are left alone."""
+"""The condition met by every session, and by no mark or foreign document."""
 MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
-"""What every mark matches, and no session."""
+"""The condition met by every mark, and by no session."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
 
 
 def live(id_: str, now: datetime, **conditions: Any) -> dict[str, Any]:
-    """Return what the session of this id matches unless its stored expiry has come."""
-    # What narrows most comes first: the embedded server searches by the first index it meets.
+    """Return the filter of a live session by id; an expired session does not match."""
+    # The narrowest condition comes first: the embedded server takes the first index it meets.
     return {"_id": id_} | SESSION | {"expires_at": {"$gt": now}} | conditions
 
 
 def live_seen(id_: str, now: datetime, version: int) -> dict[str, Any]:
-    """Return what tells a live session that was looked at before from a mark; it is shorter."""
+    """Return a shorter filter of a live session, for a request that only rules out a mark."""
     data = {"$type": _BSON_TYPES[dict]}
     return {"_id": id_, "v": version, "data": data, "expires_at": {"$gt": now}}
 
 
 def marked(id_: str, now: datetime) -> dict[str, Any]:
-    """Return what the mark under this id matches while it stands."""
+    """Return the filter of an unexpired mark by id."""
     return MARK | {"_id": id_, "expires_at": {"$gt": now}}
 
 
 ANY_ID = {"$gte": "-", "$lt": "{"}
-"""What each id matches, and no `_id` of another type; the TTL index is of these alone."""
+"""The condition met by each id, and by no `_id` of another type; the TTL index has the same."""
 
 
 def expired_by(now: datetime) -> dict[str, Any]:
-    """Return what a session or a mark matches whose time is up; the TTL index finds them."""
+    """Return the filter of expired sessions and marks; the TTL index finds them."""
     return {"_id": ANY_ID} | OURS | {"expires_at": {"$lte": now}}
 
 
 class Changes(NamedTuple):
-    """What a request changed of a session's data."""
+    """The changes of a request to a session's data."""
 
     assigned: dict[str, Any]
-    """The values of the keys that are new or other than what is stored, in stored form."""
+    """The new and changed values by their keys, in stored form."""
     removed: frozenset[str] = frozenset()
     replaces: bool = False
-    """Whether the stored data goes, whatever it is, and `assigned` is all that stays."""
+    """Whether all stored data goes, and `assigned` alone stays."""
     prints: Mapping[str, bytes] = {}
     """The bytes of the assigned values, to compare later changes with."""
 
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _REMEMBERED_BIT, _SEALED_BIT = 1, 2
-"""What the last character of a token says of its session.
+"""The two spare bits of a token, in the last character: 43 characters hold 258 bits.
 
-43 characters have two bits more than 32 bytes. So a request knows without a look how far it has to
-move the expiry, and which form the document has; nobody can change that, because the id is made of
-these bits too.
+By the bits, a request knows the session's idle time and form without a look. Nobody can change
+them, because the id is a hash of the whole token.
 """
 REMEMBERED = tuple(one for n, one in enumerate(_ALPHABET) if n & _REMEMBERED_BIT)
 SEALED_TOKEN = tuple(one for n, one in enumerate(_ALPHABET) if n & _SEALED_BIT)
@@ -204,15 +203,15 @@ def new_token(*, remembered: bool = False, sealed: bool = False) -> Token:
 
 
 def version_of(token: str) -> int:
-    """Return the form that the document of a token's session has."""
+    """Return the form of the document of a token's session."""
     return SEALED if token.endswith(SEALED_TOKEN) else PLAIN
 
 
 def id_of(token: str) -> str:
-    """Return the public id of the session that `token` opens.
+    """Return the public id of the session of `token`.
 
-    One fast hash is enough, because a token is not a password but 256 random bits. What is looked
-    up in the database is not the secret, so neither a dump nor the time of a look-up gives it away
+    A fast hash is enough, because a token is no password but 256 random bits. The database looks
+    up the id and not the secret, so neither a dump nor the time of a look-up gives the token away
     (CVE-2019-16782).
     """
     digest = sha256(token.encode()).digest()
@@ -220,23 +219,23 @@ def id_of(token: str) -> str:
 
 
 def escape(key: str) -> str:
-    """Return `key` as a name that MongoDB takes for a field and for a part of a dotted path."""
+    """Escape `key` into a name valid for a field and for a part of a dotted path."""
     if not key:
         return "%"
     return _TO_ESCAPE.sub(lambda match: f"%{ord(match[0]):02X}", key)
 
 
 def unescape(name: str) -> str:
-    """Return the key that `escape` made `name` of."""
+    """Return the key of an escaped name."""
     if name == "%":
         return ""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), name)
 
 
 def form(key: Any, value: Any) -> Any:
-    """Return `value` as it is stored: a copy, checked, the keys in it escaped.
+    """Return `value` in stored form: a copy, checked, with the keys inside escaped.
 
-    Raises `SessionDataError` that names the path and the type of what BSON cannot hold.
+    Raises `SessionDataError`, with the path and the type, for a value that BSON cannot hold.
     """
     _check_key(key, (None, key))
     if type(value) in _AS_THEY_ARE:
@@ -245,20 +244,20 @@ def form(key: Any, value: Any) -> Any:
 
 
 def check(key: Any, value: Any) -> None:
-    """Raise `SessionDataError`, as `encode` does, for what cannot be stored."""
-    # Most of what is assigned is a short text in ASCII, which has no fault to look for.
+    """Raise `SessionDataError`, like `encode`, for a value that cannot be stored."""
+    # Most assigned values are short texts in ASCII, without a fault to look for.
     texts = type(key) is str and type(value) is str
     if texts and len(value) < _SMALL and key.isascii() and value.isascii():
         return
     stored = form(key, value)
-    if type(value) not in _NUMBERS:  # These have no fault that only the encoder finds.
+    if type(value) not in _NUMBERS:  # Only the encoder finds the faults of the other types.
         encode_form(key, stored)
 
 
 def encode(key: Any, value: Any) -> bytes:
-    """Return the bytes of `value` as it is stored; two values are the same if their bytes are.
+    """Return the bytes of `value` in stored form; two values are the same if their bytes are.
 
-    Raises `SessionDataError`, as `form` does.
+    Raises `SessionDataError`, like `form`.
     """
     return encode_form(key, form(key, value))
 
@@ -266,7 +265,7 @@ def encode(key: Any, value: Any) -> bytes:
 def encode_form(key: str, stored: Any) -> bytes:
     """Return the bytes of a value in stored form.
 
-    Raises `SessionDataError` for what only the encoder finds, and above 16 MiB.
+    Raises `SessionDataError` for faults found by the encoder alone, and above 16 MiB.
     """
     try:
         encoded = bson.encode({"": stored}, codec_options=CODEC)
@@ -281,7 +280,7 @@ def encode_form(key: str, stored: Any) -> bytes:
 
 
 def too_large(what: str) -> SessionDataError:
-    """Return the error for a session or a value that MongoDB does not hold for its size."""
+    """Return the error for a session or a value too large for MongoDB."""
     return SessionDataError(
         f"{what} is more than the 16 MiB that MongoDB holds; keep large things elsewhere and their "
         "names in the session"
@@ -289,7 +288,7 @@ def too_large(what: str) -> SessionDataError:
 
 
 def decode(raw: bytes) -> Record | Mark | None:
-    """Read the bytes of a stored document; None is one that is not of our form."""
+    """Read the bytes of a stored document; None for a document not of our form."""
     try:
         found = bson.decode(raw, codec_options=CODEC)
     except BSONError:
@@ -298,7 +297,7 @@ def decode(raw: bytes) -> Record | Mark | None:
 
 
 def read(found: Mapping[str, Any]) -> Record | Mark | None:
-    """Read a stored document, decoded by `CODEC`; None is one that is not of our form."""
+    """Read a stored document, decoded by `CODEC`; None for a document not of our form."""
     id_, version = found.get("_id"), found.get("v")
     if type(id_) is not str or version not in VERSIONS:
         return None
@@ -320,16 +319,16 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
 
 
 def outline(found: Mapping[str, Any]) -> Record | Mark | None:
-    """Read a stored document that came without its data."""
+    """Read a stored document fetched without the data."""
     return read({**found, "data": {}} if "created_at" in found else found)
 
 
 def update_of(
     changes: Changes, moments: dict[str, Any], terms: dict[str, Any], seal: Seal | None = None
 ) -> dict[str, Any]:
-    """Return the update that makes `changes`, and moves `moments` forward but never back.
+    """Return the update for `changes`; `moments` move forward but never back.
 
-    `terms` are fields to set as they are, or to remove where they are None.
+    `terms` are fields to set unconditionally, or to remove where None.
     """
     fields: dict[str, Any] = {name: term for name, term in terms.items() if term is not None}
     gone: dict[str, Any] = {name: 1 for name, term in terms.items() if term is None}
@@ -348,7 +347,7 @@ def update_of(
 
 
 def document_of(record: Record, contents: Changes, seal: Seal | None = None) -> bytes:
-    """Return the whole document of a new session that has the data of `contents`.
+    """Return the whole document of a new session with the data of `contents`.
 
     Raises `SessionDataError` above 16 MiB.
     """
@@ -364,10 +363,10 @@ def document_of(record: Record, contents: Changes, seal: Seal | None = None) -> 
 
 
 def marking(now: datetime, successor: str, *, goes_on: bool, by_login: bool) -> dict[str, Any]:
-    """Return the update that makes a mark of a session that is given a new token.
+    """Return the update from a session to a mark, as the session gets a new token.
 
-    If the session `goes_on`, the mark keeps its owner, so that whoever ends all of an owner's
-    sessions finds the successor. The mark of another owner's login says nothing of who that is.
+    If the session `goes_on`, the mark keeps the owner, so whoever ends all sessions of an owner
+    finds the successor. The mark of another owner's login does not tell the new owner.
     """
     kept: dict[str, Any] = {"expires_at": now + MARK_TIME, "successor": successor}
     if goes_on and by_login:
@@ -376,10 +375,10 @@ def marking(now: datetime, successor: str, *, goes_on: bool, by_login: bool) -> 
 
 
 def ending(now: datetime) -> dict[str, Any]:
-    """Return the update that makes a tombstone of a session: a mark without a successor.
+    """Return the update from a session to a tombstone: a mark without a successor.
 
-    A tombstone keeps an insert of the session that is repeated, or still under way, from bringing
-    it back; a deletion would not.
+    A repeated or late insert of the session cannot bring the session back over a tombstone; after
+    a deletion, an insert could.
     """
     return {
         "$set": {"expires_at": now + MARK_TIME, "ended": True},
@@ -388,7 +387,7 @@ def ending(now: datetime) -> dict[str, Any]:
 
 
 def tombstone(id_: str, now: datetime) -> bytes:
-    """Return the tombstone of a session that is still to be inserted."""
+    """Return the tombstone of a session before its insert."""
     return bson.encode({"_id": id_, "v": PLAIN, "expires_at": now + MARK_TIME, "ended": True})
 
 
@@ -399,7 +398,7 @@ def _all_but(kept: set[str]) -> dict[str, Any]:
 def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[str, Any]:
     if seal is not None:
         return {prefix + seal.name(key): seal.value(key, value) for key, value in values.items()}
-    # Most keys are identifiers; what is not may need escaping.
+    # Most keys are identifiers; other keys may need escaping.
     return {
         prefix + (key if key.isidentifier() else escape(key)): value
         for key, value in values.items()
@@ -430,10 +429,10 @@ def _unescaped_within(value: Any) -> Any:
 
 
 class _Walk:
-    """A walk through a value that is to be stored.
+    """A walk through a value before storage.
 
-    A list or dict that stands in several places is walked through once, and counted each time: a
-    value that shares itself at each of 60 levels would be 2**60 long.
+    A list or dict in several places is walked through once, and counted each time: a value shared
+    twice at each of 60 levels would be 2**60 long.
     """
 
     def __init__(self) -> None:
@@ -531,7 +530,7 @@ _INSTEAD = (
     ((bytearray, memoryview), "give bytes"),
     ((complex, Fraction), "give a str, or two numbers"),
 )
-"""What to store in place of values that people try to store."""
+"""The remedies for values that people try to store."""
 
 
 def _instead_of(value: Any) -> str:
@@ -545,7 +544,7 @@ def _instead_of(value: Any) -> str:
 
 
 def _culprit(path: _Path, stored: Any) -> tuple[_Path, Any]:
-    """Return the innermost part of `stored` that the encoder refuses, and where it is."""
+    """Return the innermost part of `stored` refused by the encoder, and the part's place."""
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(stored, dict):
         parts = ((unescape(name), item) for name, item in stored.items())
@@ -579,7 +578,7 @@ def _check_text(text: str, path: _Path) -> None:
 
 
 def _shown(path: _Path | None) -> str:
-    """Return a path as it would be written, such as `cart[3].price`."""
+    """Write a path as in Python, such as `cart[3].price`."""
     steps: list[str] = []
     while path is not None:
         path, step = path

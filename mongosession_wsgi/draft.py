@@ -1,4 +1,4 @@
-"""The data of a session in one request: what is stored, what it is now, and the difference."""
+"""The data of a session in one request: as stored, as of now, and the difference."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .seal import Seal
 
 _EXACT = frozenset((type(None), bool, int, str, bytes))
-"""The types of which two values are equal just if their bytes are, unlike -0.0 and nan."""
+"""The types whose values are equal just if their bytes are, unlike -0.0 and nan."""
 UNCHANGED = Changes({})
-"""The difference where there is none."""
+"""The difference between equal data."""
+_MISSING = object()
+"""No value is this object."""
 
 
 class SealedData(dict[str, bytes]):
-    """The data of a sealed session, by their stored names; what was opened is taken out."""
+    """The data of a sealed session, by their stored names; opened values are taken out."""
 
     def __init__(self, values: dict[str, bytes], seal: Seal, spoil: Callable[[], None]) -> None:
         super().__init__(values)
@@ -27,7 +29,7 @@ class SealedData(dict[str, bytes]):
         self._spoil = spoil
 
     def open(self, values: dict[str, bytes]) -> dict[str, Any]:
-        """Open values; if one of them is not what was sealed, the session is none any more."""
+        """Open values; a value that does not open makes the document no session any more."""
         found = self.seal.open(values)
         if found is None:
             self.clear()
@@ -36,29 +38,29 @@ class SealedData(dict[str, bytes]):
 
 
 class Draft:
-    """Data with the changes that a request has made of it so far; nothing here does I/O.
+    """Data with the changes of one request so far, without I/O.
 
-    No flag says that a value was changed. What an application was handed and may have changed in
-    place is compared, by the bytes that MongoDB would hold, with what it was.
+    No flag marks a value as changed. A value handed to the application may have changed in place,
+    so the bytes for MongoDB now are compared with the bytes from before.
     """
 
     __slots__ = ("_prints", "_sealed", "_stored", "data", "dropped", "replaces")
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
         self._stored = {} if stored is None else stored
-        # The very dict of what is stored, until the first change.
+        # The very dict of the stored data, until the first change.
         self.data = self._stored
-        # The bytes of those stored values that were handed out.
+        # The bytes of the stored values handed to the application.
         self._prints: dict[str, bytes] = {}
-        # Whether all that is stored goes, whatever it may be.
+        # Whether all stored data goes, known or not.
         self.replaces = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
-        # The stored values that are sealed, and that nobody has asked for yet.
+        # The stored values still sealed, because nobody has asked for them.
         self._sealed: SealedData | None = None
 
     def get(self, key: str) -> Any:
-        """Return a value; if it can be changed in place, take note of what it was."""
+        """Return a value; take note of the bytes of a value that can change in place."""
         if self._sealed is not None:
             self._open(key)
         value = self.data[key]
@@ -68,20 +70,20 @@ class Draft:
         return value
 
     def has(self, key: object) -> bool:
-        """Say whether there is a value."""
+        """Say whether a key has a value."""
         if self._sealed is not None and isinstance(key, str):
             self._open(key)
         return key in self.data
 
     def complete(self) -> dict[str, Any]:
-        """Return all of the data, whatever was sealed of them opened."""
+        """Return all of the data, with the sealed values opened."""
         if self._sealed is not None:
             sealed, self._sealed = self._sealed, None
             self._take(sealed, sealed)
         return self.data
 
     def set(self, key: str, value: Any) -> None:
-        """Set a value. Raises `SessionDataError` for one that cannot be stored."""
+        """Set a value. Raises `SessionDataError` if MongoDB cannot hold the value."""
         document.check(key, value)
         if self._sealed is not None:
             self._open(key)
@@ -90,7 +92,7 @@ class Draft:
         self.data[key] = value
 
     def delete(self, key: str) -> None:
-        """Remove a key; raises `KeyError` where it is not."""
+        """Remove a key; raises `KeyError` for a missing key."""
         if self._sealed is not None:
             self._open(key)
         if self.data is self._stored:
@@ -103,7 +105,7 @@ class Draft:
         self.data = {}
 
     def wipe(self) -> None:
-        """Forget all data, also what is stored and was never looked at."""
+        """Forget all data, also the stored data that nobody has looked at."""
         self._stored, self._prints, self._sealed = {}, {}, None
         self.data = {}
         self.replaces = True
@@ -112,67 +114,85 @@ class Draft:
         """Leave these keys behind, as they are stored and as they are now."""
         self.dropped |= frozenset(keys)
         self.data = {key: value for key, value in self.data.items() if key not in self.dropped}
-        # A value that is set anew counts as a change, also if it equals the stored one.
+        # A value set anew counts as a change, even where the stored value is equal.
         self._stored = {key: one for key, one in self._stored.items() if key not in self.dropped}
 
     def forget(self) -> None:
-        """Forget what is stored, which turned out to be no session, and keep what was set."""
+        """Forget the stored data, which turned out to be no session, and keep the changes."""
         self.data = {key: self.data[key] for key in self.difference().assigned}
         self._stored, self._prints, self._sealed = {}, {}, None
 
     def difference(self) -> Changes:
-        """Return what was changed. Raises `SessionDataError` for what cannot be stored."""
+        """Return the changes. Raises `SessionDataError` for a value that MongoDB cannot hold."""
         if self.data is self._stored and not self._prints:
             return UNCHANGED
-        return self._against({} if self.replaces else self._stored)
+        if self.replaces:
+            return self.contents()
+        stored, prints = self._stored, self._prints
+        return self._changed(
+            [
+                (key, value)
+                for key, value in list(self.data.items())
+                # The same object, never handed to the application, has not changed.
+                if value is not stored.get(key, _MISSING) or key in prints
+            ]
+        )
 
     def contents(self) -> Changes:
-        """Return all of the data, as the changes that make a new session of it."""
+        """Return all of the data, as the changes from nothing to a new session."""
         if self._sealed is not None:
             self.complete()
-        return self._against({})._replace(replaces=True)
+        assigned: dict[str, Any] = {}
+        prints: dict[str, bytes] = {}
+        for key, value in list(self.data.items()):
+            if type(value) in document.IMMUTABLE:
+                assigned[key] = value  # Checked by `set` already.
+            else:
+                assigned[key] = form = document.form(key, value)
+                prints[key] = document.encode_form(key, form)
+        return Changes(assigned, frozenset(), True, prints)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
-        """Return this request's changes as changes of what is stored by now.
+        """Return this request's changes as changes of the data stored by now.
 
-        If the draft `replaces`, all that is stored goes.
+        If the draft `replaces`, all stored data goes.
         """
         is_sealed = isinstance(stored, SealedData)
         if not (self.data or self._stored or self.dropped or replaces or is_sealed):
             self.data = self._stored = stored
             return self
-        changes = self.difference()
-        draft = Draft()
-        if isinstance(stored, SealedData) and not replaces:
-            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
+        changes, draft = self.difference(), Draft()
         draft.replaces, draft.dropped = replaces, self.dropped
-        if draft.replaces:
+        if replaces:
             stored = {}
-        elif self.dropped:
-            stored = {key: value for key, value in stored.items() if key not in self.dropped}
-        # Where nobody else changed a value, the object stays that the application has in hand.
-        held = {
-            key: self.data[key]
-            for key, known in self._prints.items()
-            if key in self.data
-            and key not in changes.assigned
-            and key in stored
-            and document.encode(key, stored[key]) == known
-        }
-        draft._stored = stored | held
-        draft._prints = {key: self._prints[key] for key in held}
-        kept = {key: draft._stored[key] for key in draft._stored if key not in changes.removed}
-        draft.data = kept | {key: self.data[key] for key in changes.assigned}
+        elif isinstance(stored, SealedData):
+            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
+        draft._take_over(self, changes, stored)
         return draft
 
+    def _take_over(self, before: Draft, changes: Changes, stored: dict[str, Any]) -> None:
+        """Put `changes` of the draft from before on top of the data stored by now."""
+        stored = {key: value for key, value in stored.items() if key not in self.dropped}
+        # Where nobody else changed a value, the application keeps the object in its hands.
+        in_hand = before._prints.keys() & before.data.keys() & stored.keys()
+        held = {
+            key: before.data[key]
+            for key in in_hand - changes.assigned.keys()
+            if document.encode(key, stored[key]) == before._prints[key]
+        }
+        self._stored = stored | held
+        self._prints = {key: before._prints[key] for key in held}
+        kept = {key: value for key, value in self._stored.items() if key not in changes.removed}
+        self.data = kept | {key: before.data[key] for key in changes.assigned}
+
     def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
-        """Return the values of some keys, and keep those of the others sealed."""
+        """Return the values of some keys, and keep the values of the others sealed."""
         names = {sealed.seal.name(key) for key in keys | self.dropped} & sealed.keys()
         self._sealed = sealed
-        return sealed.open({name: sealed.pop(name) for name in names})
+        return sealed.open({name: sealed.pop(name) for name in names}) if names else {}
 
     def _open(self, key: str) -> None:
-        """Open the value of a key, if it is sealed still."""
+        """Open the value of a key, if still sealed."""
         sealed = self._sealed
         if sealed is not None and key not in self.data:
             name = sealed.seal.name(key)
@@ -189,7 +209,7 @@ class Draft:
             del self.data[key], self._stored[key]
 
     def settle(self, changes: Changes) -> None:
-        """Take note that `changes`, a difference of this draft, are stored now."""
+        """Take note of `changes`, a difference of the draft, as stored."""
         stored = {} if changes.replaces else self._stored.copy()
         for key in changes.removed:
             stored.pop(key, None)
@@ -199,32 +219,27 @@ class Draft:
         self._stored, self.replaces = stored, False
         self._prints |= changes.prints
 
-    def _against(self, stored: dict[str, Any]) -> Changes:
-        """Return what makes the data of `stored`.
-
-        A value that is the same object and was not handed out is unchanged; any other is compared.
-        """
+    def _changed(self, items: list[tuple[str, Any]]) -> Changes:
+        """Return the items and the missing keys by which the draft differs from the stored data."""
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
-        for key, value in list(self.data.items()):
-            if key not in stored:
-                if type(value) in document.IMMUTABLE:
-                    assigned[key] = value  # Which was checked when it was assigned.
-                    continue
-            elif value is stored[key] and key not in self._prints:
-                continue
-            elif type(value) in _EXACT and type(value) is type(stored[key]):
-                if value != stored[key]:
+        for key, value in items:
+            was, kind = self._stored.get(key, _MISSING), type(value)
+            if was is _MISSING and kind in document.IMMUTABLE:
+                assigned[key] = value  # Checked by `set` already.
+            elif kind in _EXACT and kind is type(was):
+                if value != was:
                     assigned[key] = value
-                continue
-            form = document.form(key, value)
-            encoded = document.encode_form(key, form)
-            if key not in stored or encoded != self._print_of(key, stored):
-                assigned[key], prints[key] = form, encoded
-        removed = frozenset(stored.keys() - self.data.keys())
-        if not (assigned or removed or self.replaces):
-            return UNCHANGED
-        return Changes(assigned, removed, self.replaces, prints)
+            elif (form := self._form_of(key, value, was, prints)) is not _MISSING:
+                assigned[key] = form
+        removed = frozenset(self._stored.keys() - self.data.keys())
+        return Changes(assigned, removed, False, prints) if assigned or removed else UNCHANGED
 
-    def _print_of(self, key: str, stored: dict[str, Any]) -> bytes:
-        return self._prints.get(key) or document.encode(key, stored[key])
+    def _form_of(self, key: str, value: Any, was: Any, prints: dict[str, bytes]) -> Any:
+        """Return a changed value in stored form, its bytes added to `prints`; else `_MISSING`."""
+        form = document.form(key, value)
+        encoded = document.encode_form(key, form)
+        if was is not _MISSING and encoded == (self._prints.get(key) or document.encode(key, was)):
+            return _MISSING
+        prints[key] = encoded
+        return form

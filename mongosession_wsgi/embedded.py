@@ -1,4 +1,4 @@
-"""Start and stop a MongoDB-compatible server on this machine, for demos and tests.
+"""Start and stop a MongoDB-compatible server on the machine, for demos and tests.
 
 The server is SecantusDB, of the extra `embedded`: a process of its own, never imported. SecantusDB
 has no release for Python 3.14 and newer. There the extra brings `uv`, and uv runs the server under
@@ -50,9 +50,9 @@ class _PortLostError(EmbeddedServerError):
 
 
 class EmbeddedServer:
-    """A MongoDB-compatible server on a loopback port, with its data in the folder `data`.
+    """A MongoDB-compatible server on a loopback port, with the data in the folder `data`.
 
-    The server ends with the process that started it, also if that process is killed. Port 0 takes a
+    The server ends with the process of the starter, even after a SIGKILL. Port 0 takes a
     free port, and later starts take the same port again. `options` are further options of the
     server's command line. Nobody but the user who started the server can read the folder.
     """
@@ -77,9 +77,9 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> EmbeddedServer:
-        """Start the server, and return when it answers: after one to five seconds.
+        """Start the server, and return at the first answer: after one to five seconds.
 
-        Raises `EmbeddedServerError`, with the last words of the server if it said any.
+        Raises `EmbeddedServerError`, with the last words of the server, if any.
         """
         if self._is_running():
             raise EmbeddedServerError(f"The embedded server runs already, on port {self.port}")
@@ -96,7 +96,7 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """End the server and wait until it is gone; its data stays."""
+        """End the server and wait for the end; the data stays."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             # In a fork of the owner both calls do nothing: the watcher is no child of the fork.
@@ -111,7 +111,7 @@ class EmbeddedServer:
             visitor.connect_ex(("127.0.0.1", self.port))
 
     def kill(self) -> None:
-        """Send the server SIGKILL, as a crash would end it, and wait until it is gone."""
+        """Send the server SIGKILL, like a crash, and wait for the end."""
         if self._is_running():
             os.kill(self.pid, signal.SIGKILL)
         self.stop()
@@ -121,7 +121,7 @@ class EmbeddedServer:
 
     @contextmanager
     def _own_folder(self) -> Iterator[IO[bytes]]:
-        """Make the folder, close it to other users, and take its lock: its configuration, open."""
+        """Make the folder, close it to other users, and lock it: return the open configuration."""
         config = self.data / "config.toml"
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -228,11 +228,11 @@ def _find(program: str) -> str | None:
 
 @cache
 def _program_by_uv(uv: str) -> str:
-    """Have uv set the server up under an older Python, and return the path of its program.
+    """Have uv set the server up under an older Python, and return the path of the program.
 
-    uv finds that Python on this machine, or fetches one, and keeps the environment in its cache.
-    uv does not run the server: the watcher does, so that the server's process id, its signals and
-    its end are those of a server that pip installed.
+    uv finds the older Python on the machine, or fetches a copy, and caches the environment. The
+    watcher runs the server, and uv does not: so process id, signals and end are the same as of a
+    server installed by pip.
     """
     this = ".".join(map(str, sys.version_info[:2]))
     print(
@@ -256,7 +256,7 @@ def _program_by_uv(uv: str) -> str:
 
 
 def _free_port(port: int) -> int:
-    """Return `port` if it is free, and any free one for 0."""
+    """Return `port` if free, and any free port for 0."""
     with socket.socket() as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -271,8 +271,8 @@ def _free_port(port: int) -> int:
 def _watch(owner: int, command: Sequence[str]) -> None:
     """Run the server until it ends, the owner ends, or somebody ends this process.
 
-    A parent that dies is noticed by its children having another one then, also where children of
-    its own live on and hold every pipe open that it had.
+    After the death of a parent, a child has another parent. The watcher looks for the change, and
+    not for a closed pipe: other children of the dead parent may hold the pipe open.
     """
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
@@ -296,7 +296,7 @@ def _watch(owner: int, command: Sequence[str]) -> None:
 
 
 def _end_with_watcher() -> None:
-    """Have Linux send this process SIGTERM when its parent dies, also of a SIGKILL."""
+    """Have Linux send the process SIGTERM when the parent dies, even of a SIGKILL."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""What can go wrong that is ours."""
+"""The errors and the warning of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ logger = logging.getLogger("mongosession_wsgi")
 
 
 class SessionError(Exception):
-    """The root of every error that this package raises."""
+    """The root of every error raised by the package."""
 
 
 class SettingsError(SessionError, ValueError):
@@ -24,11 +24,11 @@ class StoreError(SessionError):
 
 
 class SessionDataError(SessionError, ValueError):
-    """A session was given a key or a value that MongoDB cannot hold, or too much of it."""
+    """A session was given a key or a value beyond MongoDB's types or size."""
 
 
 class SessionWarning(UserWarning):
-    """What was asked of a session could not be done, at a point where raising is no answer."""
+    """A change of a session was not carried out, at a point too late for an exception."""
 
 
 def warn(message: str) -> None:

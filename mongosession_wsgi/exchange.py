@@ -1,4 +1,4 @@
-"""One request and its response, as far as the session is concerned: from cookie to Set-Cookie."""
+"""The session's part of a request and a response: from Cookie to Set-Cookie."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 KEY = "mongosession"
-"""Where an application finds its session in the `environ`."""
+"""The key of the session in the `environ`."""
 EXCHANGE = "mongosession_wsgi.exchange"
 
 UNAVAILABLE = "The session store is unavailable. Please try again in a moment."
-"""What a visitor is told whose session could be neither loaded nor stored, with a 503."""
+"""The words of a 503 to a visitor whose session could be neither loaded nor stored."""
 RETRY_AFTER = 5
-"""The seconds after which they are to try again."""
+"""The seconds until the visitor's next try."""
 REFUSAL = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store", "Vary": "Cookie"}
-"""The headers of that 503, whoever makes the page."""
+"""The headers of a 503, whoever makes the page."""
 
 
 class Exchanges:
-    """Make the exchange of each request: the one place where settings, cookie and store meet.
+    """Make the exchange of each request, where settings, cookie and store meet.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; `store` replaces the one
-    that is made of them. Raises `SettingsError`, and `TypeError` for what is no store.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; `store` replaces the store
+    made of the settings. Raises `SettingsError`, and `TypeError` for a `store` without the verbs.
     """
 
     def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
@@ -48,14 +48,14 @@ class Exchanges:
         self.open: Callable[[WSGIEnvironment], Exchange] = partial(
             Exchange, self.store, self.cookies, times=times
         )
-        """Return the exchange of the request with this environ; do no I/O."""
+        """Return the exchange of the request with an environ, without I/O."""
 
 
 def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
-    """Return a store, and the settings with the times that hold beside it.
+    """Return a store, and the settings with the times valid beside the store.
 
-    Where the settings say nothing of a time, that of a given store counts. Raises `TypeError` for
-    what is no store.
+    Where the settings do not say a time, the time of a given store counts. Raises `TypeError` for
+    a `store` without the verbs.
     """
     if store is None:
         return settings, MongoStore(settings)
@@ -74,24 +74,24 @@ def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
 
 
 _UNSAID = Settings()
-"""The settings of a mapping that says nothing."""
+"""The settings of an empty mapping."""
 
 
 def session_around(environ: WSGIEnvironment) -> Session | None:
-    """Return the session of a middleware of ours that is around this call.
+    """Return the session of a middleware of ours around the current call.
 
-    An earlier pass of the same environ may have left its session there; that one is over.
+    An earlier pass of the same environ may have left a session behind; such a session is over.
     """
     exchange = environ.get(EXCHANGE)
     return exchange.session if exchange is not None and exchange.is_running else None
 
 
 class Exchange:
-    """Open the session that a request's cookie stands for, and tell its browser what became of it.
+    """Open the session of a request's cookie, and tell the browser of its fate.
 
-    What a response is made of, and when its first header goes out, is for a middleware to know, or
-    for the adapter of a framework. Either calls `commit` before, then `headers`, and at the end
-    `close`; or `abandon`, if the request fails before its commit. An adapter whose framework has
+    A middleware, or the adapter of a framework, knows the parts of a response and the moment of the
+    first header. Either calls `commit` before the first header, then `headers`, and at the end
+    `close`; or `abandon`, if the request fails before the commit. An adapter for a framework with
     rules of its own for the cookie overrides `cookie_after`.
     """
 
@@ -120,7 +120,7 @@ class Exchange:
         self._environ = environ
         self._committed = self._begins = False
         self._set_cookie: str | None = None
-        # Whether the application is at work just now, so that this call is around another one.
+        # Whether the application is at work just now, perhaps calling another middleware of ours.
         self.is_running = False
         self.cookie = cookies.cookie_for(environ)
         self.session = store.open(self.cookie.read(environ), times)
@@ -129,11 +129,11 @@ class Exchange:
         environ[KEY], environ[EXCHANGE] = self.session, self
 
     def commit(self, status: str) -> None:
-        """Store the session, before the first header of a response with this status goes out.
+        """Store the session, before the first header of a response with a status goes out.
 
         A response of 5xx has failed: only `destroy()` is carried out. If another response takes the
-        place of one that was committed, the session stays as it is. Raises `StoreError`, also where
-        the framework has caught one and made a 500 of it, and `SessionDataError`.
+        place of a committed response, the session stays the same. Raises `SessionDataError`, and
+        `StoreError`, even where the framework has caught the error and made a 500.
         """
         visit = self.visit
         if visit.state is State.UNTOUCHED or self._committed:
@@ -145,7 +145,7 @@ class Exchange:
         try:
             outcome = self._store.flush(self.session)
         except StoreError:
-            visit.state = State.ENDED  # What failed is not tried again in this request.
+            visit.state = State.ENDED  # No second try in the same request.
             raise
         self._begins = outcome is Outcome.CREATED
         if outcome is not Outcome.ENDED:
@@ -166,16 +166,16 @@ class Exchange:
         return headers
 
     def abandon(self) -> None:
-        """Give up a request that failed before its commit; only `destroy()` is carried out."""
+        """Give up a request failed before the commit; only `destroy()` is carried out."""
         if self.visit.state is State.DESTROYED and type(self.visit.known) is not Failure:
             self._store.destroy(self.session)
 
     def discard(self) -> None:
-        """Give up what was done since the commit, because the response has failed too."""
+        """Give up the changes since the commit, because the response has failed too."""
         self.visit.discard()
 
     def close(self) -> None:
-        """Write what was changed after the commit, if the browser has a cookie for it."""
+        """Write the changes after the commit, if the browser has a cookie for the session."""
         visit = self.visit
         if visit.state is State.DESTROYED:
             visit.discard()
@@ -197,13 +197,13 @@ class Exchange:
                 )
 
     def cookie_after(self, outcome: Outcome) -> str | None:
-        """Return the Set-Cookie header that the browser needs now, if any."""
+        """Return the Set-Cookie header for the browser, if any."""
         if outcome is Outcome.KEPT:
             return None
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
         cookie = self.cookie
-        if self.visit.kind is True:  # Remembered: this cookie outlives the browser in any case.
+        if self.visit.kind is True:  # Remembered: the cookie outlives the browser.
             cookie = _lasting(cookie, self.visit.times.remember)
         if outcome is Outcome.RENEWED and cookie.max_age is None:
             return None
@@ -212,5 +212,5 @@ class Exchange:
 
 @lru_cache(maxsize=256)
 def _lasting(cookie: Cookie, max_age: timedelta) -> Cookie:
-    """Return a cookie that outlives the browser; cached, because a copy takes microseconds."""
+    """Return a cookie with a Max-Age; cached, because a copy takes microseconds."""
     return replace(cookie, max_age=max_age)

@@ -1,4 +1,4 @@
-"""The driver's errors: which of them may pass, and what an operator can do about each."""
+"""The driver's errors: their remedies, and the errors that may pass."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .errors import StoreError
 NOT_ALLOWED = 13
 """The code of an error: the user may not do that."""
 LOGIN_REFUSED = 18
-"""The code of an error: this user is not known, or has another password."""
+"""The code of an error: the user is unknown, or has another password."""
 BROKEN = frozenset((6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436))
-"""The errors that the specification of retryable reads of MongoDB's drivers has repeated."""
+"""The errors after which MongoDB's drivers repeat a read, by their specification."""
 BUSY = frozenset((24, 46, 50, 64, 112, 117, 276, 12586, 12587, 16500))
-"""More errors that pass by themselves: locks, conflicts, time that is up, too many requests."""
+"""More errors that pass by themselves: locks, conflicts, timeouts, too many requests."""
 RAISED_BY_THE_DRIVER = (
     *(PyMongoError, OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError),
     *(ImportError, Warning),
 )
-"""The driver's errors, and those that it does not translate while it connects.
+"""The driver's errors, and others that come out of the driver while it connects.
 
-A warning is one where warnings are errors (`python -W error`).
+Warnings are errors too where Python was told so (`python -W error`).
 """
 _CONNECTS = {"connect", "authenticate", "open", "_get_topology", "_resolve_srv"}
-"""The names of the driver's functions that connect, of which one is in the traceback then."""
+"""The names of the driver's functions that connect."""
 
 
 class LookUpTimeoutError(PyMongoError):
@@ -46,12 +46,12 @@ class LookUpTimeoutError(PyMongoError):
 
     @property
     def timeout(self) -> bool:
-        """True, as of all errors of the driver that stand for time that is up."""
+        """True, as for all errors of the driver that mean a timeout."""
         return True
 
 
 class Remedy(NamedTuple):
-    """A cause of errors, told by their type, code or words, and the sentence for the operator."""
+    """A cause of errors, told by type, code or words, and a sentence for the operator."""
 
     sentence: str
     words: str | None = None
@@ -59,7 +59,7 @@ class Remedy(NamedTuple):
     types: tuple[type[BaseException], ...] = ()
 
     def fits(self, error: BaseException, code: int | None, words: str) -> bool:
-        """Say whether an error has this cause."""
+        """Say whether an error has the cause."""
         return (
             isinstance(error, self.types)
             or code in self.codes
@@ -153,7 +153,7 @@ REMEDIES = (
     Remedy(
         "MongoDB refused the login; check mongodb_username, mongodb_password and mongodb_db_name, "
         "the database that knows them",
-        # After the first refusal, the driver has only a text of its own to say so.
+        # After the first refusal, the driver has the code in its text only.
         f"uthentication failed|bad auth|'code': {LOGIN_REFUSED},",
         _codes(LOGIN_REFUSED),
     ),
@@ -216,7 +216,7 @@ REMEDIES = (
         types=(WaitQueueTimeoutError,),
     ),
 )
-"""The causes that can be told from others; the first that fits an error counts."""
+"""The causes that can be told apart; the first to fit an error counts."""
 _SILENT = (
     "MongoDB did not answer in time; check that it runs, that mongodb_host is right and that its "
     "name resolves, that no firewall is between, and that mongodb_tls is as the server wants it"
@@ -225,7 +225,7 @@ _SILENT = (
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Turn what the driver raises into an error of ours."""
+    """Turn the driver's errors into ours."""
     try:
         yield
     except RAISED_BY_THE_DRIVER as error:
@@ -233,43 +233,44 @@ def explaining() -> Iterator[None]:
 
 
 def failure_of(error: Exception) -> StoreError:
-    """Return the error of ours for one of the driver; raise any other one again."""
+    """Return our error for an error of the driver; raise any other error again."""
     if isinstance(error, PyMongoError) or _is_of_connecting(error):
         return StoreError(explained(error))
     raise error
 
 
 def explained(error: BaseException) -> str:
-    """Say what an operator can do; the driver's words follow as the cause."""
-    sentence = remedy_of(error)
-    if sentence is None and getattr(error, "timeout", False):
-        sentence = _SILENT
-    return sentence or f"MongoDB failed ({type(error).__name__})"
+    """Say what an operator can do about an error; the driver's words follow as the cause."""
+    return remedy_of(error) or f"MongoDB failed ({type(error).__name__})"
 
 
 def remedy_of(error: BaseException) -> str | None:
-    """Return what an operator can do about an error whose cause can be told, else None."""
+    """Return the remedy for an error, or None if its cause is unknown."""
     code = error.code if isinstance(error, OperationFailure) else None
     words = f"{type(error).__name__}: {error}"
-    return next((one.sentence for one in REMEDIES if one.fits(error, code, words)), None)
+    unknown = _SILENT if getattr(error, "timeout", False) else None
+    return next((one.sentence for one in REMEDIES if one.fits(error, code, words)), unknown)
 
 
 def may_be_repeated(error: BaseException | None) -> bool:
-    """Say whether a command that failed like this may be repeated with a hope."""
+    """Say whether a repetition of the failed command has a chance."""
     if isinstance(error, ConnectionFailure):
         return not error.timeout
     return isinstance(error, OperationFailure) and error.code in BROKEN
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Say whether what failed like this may work some seconds or minutes later."""
+    """Say whether a failure may be over some seconds or minutes later."""
     if not isinstance(error, OperationFailure):
         return True
     return error.timeout or error.code in BROKEN | BUSY | {LOGIN_REFUSED}
 
 
 def _is_of_connecting(error: BaseException) -> bool:
-    """Say whether the driver was connecting when an error was raised, or the command is wrong."""
+    """Say whether the driver was connecting when the error was raised, by the traceback.
+
+    Else the error is a mistake in the command.
+    """
     return any(
         frame.f_code.co_name in _CONNECTS and str(frame.f_globals["__name__"]).startswith("pymongo")
         for frame, _ in walk_tb(error.__traceback__)

@@ -22,12 +22,12 @@ from .store import Store
 
 
 class SessionComponent:
-    """Give every request its session, as `req.context.session`, and store it before the response.
+    """Give every request a session, `req.context.session`, and store it before the response.
 
-    Name it first among the components of an application: then it is the last to see the response,
-    and what the others do to the session is stored too. `settings` is the flat mapping of
-    `mongodb_*` and `session_*` keys; `store` replaces the one that is made of it. Raises
-    `SettingsError`. Neither is needed within a `SessionMiddleware`, whose session is handed on.
+    Name this component first in an application: the first component is the last to see the
+    response, so that the session is stored with the changes of all others. `settings` is the flat
+    mapping of `mongodb_*` and `session_*` keys; `store` replaces the store made of the settings.
+    Raises `SettingsError`. Within a `SessionMiddleware` neither is needed: its session is used.
     """
 
     def __init__(
@@ -38,6 +38,9 @@ class SessionComponent:
 
     def process_request(self, req: Request, resp: Response) -> None:  # noqa: ARG002
         """Open the session, without loading it."""
+        left: Exchange | None = req.env.pop(self._key, None)
+        if left is not None:  # An error has ended an earlier pass of the environ.
+            left.is_running = False
         if session_around(req.env) is None:
             if self._exchanges is None:
                 raise SettingsError(
@@ -57,15 +60,15 @@ class SessionComponent:
     ) -> None:
         """Store the session, or raise `HTTPServiceUnavailable` if MongoDB fails.
 
-        Whether the request has failed is told by the status, not by `req_succeeded`: an
-        application also raises its redirects and its 4xx.
+        The status tells a failed request, and `req_succeeded` does not: applications also raise
+        redirects and 4xx.
         """
         exchange = req.env.get(self._key)
-        if exchange is None:  # A component before this one has failed, or a middleware commits.
+        if exchange is None:  # An earlier component has failed, or a middleware commits.
             return
         exchange.is_running = False
         try:
-            resp.render_body()  # Media that cannot be serialized are to fail before the commit.
+            resp.render_body()  # Media that fail to serialize are to do so before the commit.
             exchange.commit(code_to_http_status(resp.status))
         except StoreError as error:
             logger.error("Answered 503: %s", error, exc_info=error)
@@ -84,7 +87,11 @@ class SessionComponent:
 
 
 def _set_headers(resp: Response, exchange: Exchange) -> None:
-    for name, value in exchange.headers(list(resp.headers.items())):
+    before = resp.headers
+    after = exchange.headers(list(before.items()))
+    for name in before.keys() - {name.lower() for name, _ in after}:
+        resp.delete_header(name)
+    for name, value in after:
         if name == "Set-Cookie":
             resp.append_header(name, value)
         else:

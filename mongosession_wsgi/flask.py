@@ -11,9 +11,8 @@ import flask
 from flask import Flask, Request, Response, g
 from flask.sessions import SessionInterface, SessionMixin
 
-from . import exchange as _exchange
-from ._flask import SESSION, Exchanges, FlaskExchange, abandon, refuse
-from .exchange import session_around
+from ._flask import SESSION, FlaskExchange, FlaskExchanges, abandon, refuse
+from .exchange import Exchanges, session_around
 from .session import Session, visit_of
 from .store import Store
 from .visit import State, Visit
@@ -22,7 +21,7 @@ _PERMANENT = "_permanent"
 
 
 def _fact(compute: Callable[[Visit], bool]) -> Any:
-    """Return a property for a flag of Flask that is computed; an assigned value is not needed."""
+    """Return a property for a computed flag of Flask; assignments have no effect."""
     return property(lambda self: compute(visit_of(self)), lambda *_: None)
 
 
@@ -31,8 +30,8 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
 
     accessed: bool = _fact(lambda visit: visit.state is not State.UNTOUCHED)
     modified: bool = _fact(lambda visit: visit.was_changed)
-    exchange: FlaskExchange | None = None
-    _is_to_last = False  # Whether the application has made it permanent in this request.
+    _exchange: FlaskExchange | None = None
+    _is_to_last = False  # Whether this request has made the session permanent.
 
     @property
     def permanent(self) -> bool:
@@ -61,16 +60,16 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
             visit.login = visit.login._replace(remember=remember or None)
 
     def login(self, owner: str, *, remember: bool = False, label: str | None = None) -> None:
-        """Log in as `Session.login` does; a session that is remembered is a permanent one."""
+        """Log in as `Session.login` does; a remembered session is a permanent session."""
         remember = remember or self._is_to_last
         super().login(owner, remember=remember, label=label)
         if remember:
             super().__setitem__(_PERMANENT, True)
-        if g and self._visit.secrets:  # Flask-WTF keeps a copy of its token there.
+        if g and self._visit.secrets:  # Flask-WTF keeps a copy of the token in `g`.
             g.pop(self._visit.secrets[0], None)
 
     def clear(self) -> None:
-        """End the session, as a logout does; what is set afterwards starts a new one."""
+        """End the session, as a logout does; a key set afterwards starts a new session."""
         self.destroy()
 
 
@@ -79,11 +78,11 @@ session = cast("MongoSession", flask.session)
 
 
 class MongoSessionInterface(SessionInterface):
-    """Give `flask.session` the behaviour that Flask promises, and keep it in MongoDB.
+    """Keep `flask.session` in MongoDB, with the behaviour of Flask's own session.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; without it they are those
-    of `app.config`, in upper case. Flask's own settings, and the hooks of this class, count where
-    these say nothing. `store` replaces the one that is made of them. Raises `SettingsError`.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; without an argument the keys
+    are looked up in `app.config`, in upper case. Flask's own settings and hooks count where ours
+    say nothing. `store` replaces the store made of the settings. Raises `SettingsError`.
     """
 
     session_class = MongoSession
@@ -97,9 +96,9 @@ class MongoSessionInterface(SessionInterface):
                 "app.config, write MongoSessionInterface().init_app(app)"
             )
         if settings is not None or store is not None:
-            _exchange.Exchanges(settings or {}, store)  # To fail now, not at the first request.
+            Exchanges(settings or {}, store)  # To fail now, not at the first request.
         self._settings, self._store = settings, store
-        self._exchanges: WeakKeyDictionary[Flask, Exchanges] = WeakKeyDictionary()
+        self._exchanges: WeakKeyDictionary[Flask, FlaskExchanges] = WeakKeyDictionary()
         self._lock = Lock()
 
     def init_app(self, app: Flask) -> None:
@@ -116,18 +115,18 @@ class MongoSessionInterface(SessionInterface):
             exchange = FlaskExchange(self._exchanges_of(app), request.environ)
             session = exchange.session
         opened = request.__dict__[SESSION] = self.session_class(visit_of(session))
-        opened.exchange = exchange
+        opened._exchange = exchange
         # Neither the token of Flask-WTF nor the idle time is handed on by a login.
         visit_of(opened).secrets = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"), _PERMANENT
         return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
         """Store the session before `response` goes out; raises `StoreError`, for Flask to log."""
-        exchange: FlaskExchange | None = session.exchange
+        exchange: FlaskExchange | None = session._exchange
         if exchange is None:
             return
         status = response.status
-        if visit_of(session) is not exchange.visit:  # It was raised, and this is Flask's 500.
+        if visit_of(session) is not exchange.visit:  # After an error: the response is Flask's 500.
             refuse(app, response)
         elif exchange.is_taken_over(status):
             exchange.close()
@@ -137,13 +136,13 @@ class MongoSessionInterface(SessionInterface):
         if exchange.visit.state is not State.UNTOUCHED:
             exchange.add_headers(response)
 
-    def _exchanges_of(self, app: Flask) -> Exchanges:
+    def _exchanges_of(self, app: Flask) -> FlaskExchanges:
         found = self._exchanges.get(app)
         if found is None:
             with self._lock:
                 found = self._exchanges.get(app)
                 if found is None:
-                    found = Exchanges(self, app, self._settings, self._store)
+                    found = FlaskExchanges(self, app, self._settings, self._store)
                     self._exchanges[app] = found
                     app.teardown_request_funcs.setdefault(None, []).insert(0, abandon)
         return found

@@ -1,9 +1,9 @@
-"""The indexes of the sessions: which they are, which do as well, and when they are made."""
+"""The indexes of the sessions: their options, their equivalents, and the time of their making."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -20,26 +20,26 @@ Listed = Mapping[str, Any]
 """An index as MongoDB lists it."""
 
 OURS: dict[str, Any] = {"_id": document.ANY_ID, "v": {"$gte": 1, "$lte": 2}}
-"""What every document of ours matches, session or mark, sealed or not, of all versions of ours.
+"""The documents of ours, sessions and marks of all versions, sealed or not.
 
-A partial index of MongoDB 4.4 takes little more than comparisons, and Amazon DocumentDB no types.
+For a partial index, MongoDB 4.4 takes little more than comparisons, Amazon DocumentDB no types.
 """
 _TTL: dict[str, Any] = {"expireAfterSeconds": 0, "partialFilterExpression": OURS}
 INDEXES: dict[str, dict[str, Any]] = {"expires_at": _TTL, "owner": {}}
-"""The options of each index, by the field that it is on."""
+"""The options of each index, by its field."""
 
 _NOT_OPTIONS = {"v", "key", "name", "ns", "background"}
 _IN_THE_WAY = {85, 86}
-"""The errors that say: an index of the same key or name is there, and has other options."""
+"""The codes of errors: an index of the same key or name has other options."""
 _NOT_FOR_THIS_USER = {NOT_ALLOWED, 8000}
 OVER_ALL = "expires_at_over_all"
-"""The name of the TTL index on a server that has no partial ones."""
+"""The name of the TTL index on a server without partial indexes."""
 _REFUSED = (
     "The indexes of the sessions could not be made, so expired ones pile up and the sessions of an "
     "owner are found slowly; sessions work. %s. MongoDB says: %s"
 )
 _LONGEST_BUILD = 3600
-"""Seconds that an index of a large collection may take; nobody waits for them."""
+"""Seconds that the index of a large collection may take."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 
 
@@ -47,20 +47,22 @@ class InPassing:
     """Makes the indexes in a thread, once in each process, while visitors go on."""
 
     def __init__(self) -> None:
+        self.over: set[int] = set()
+        """The processes, by their ids, in which no further try has any sense."""
         self._tries: dict[int, _Tries] = {}
 
     @property
     def thread(self) -> Thread | None:
-        """The thread of this process's last try, for tests to wait for."""
+        """The thread of the last try in this process."""
         tries = self._tries.get(os.getpid())
         return None if tries is None else tries.thread
 
     def try_if_due(self, documents: Collection[Any]) -> None:
-        """Begin to make the indexes, unless that is done, under way, or to be tried later."""
+        """Begin to make the indexes, unless a try is under way or the next is due later."""
         tries = self._of_this_process()
-        if tries.are_over or monotonic() < tries.next_at or not tries.turn.acquire(blocking=False):
+        if monotonic() < tries.next_at or not tries.turn.acquire(blocking=False):
             return
-        # The thread knows nothing of the store, which may be forgotten or closed meanwhile.
+        # The thread has no reference to the store: that may be closed or forgotten meanwhile.
         tries.thread = Thread(
             target=tries.make, args=[documents], name="mongosession indexes", daemon=True
         )
@@ -72,38 +74,38 @@ class InPassing:
             tries.turn.release()
 
     def finish(self) -> None:
-        """Note that somebody has made the indexes."""
-        self._of_this_process().are_over = True
+        """Note that no further try has any sense in this process."""
+        self.over.add(os.getpid())
 
     def wait(self, seconds: float) -> None:
-        """Wait for a try that is under way."""
+        """Wait for the end of a try."""
         if self.thread is not None:
             self.thread.join(seconds)
 
     def _of_this_process(self) -> _Tries:
         pid = os.getpid()
-        return self._tries.get(pid) or self._tries.setdefault(pid, _Tries())
+        return self._tries.get(pid) or self._tries.setdefault(pid, _Tries(self.finish))
 
 
 class _Tries:
-    """The tries of one process, of which at most one is under way."""
+    """The tries of one process, at most one of them under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, finish: Callable[[], None]) -> None:
         self.turn = Lock()
         self.thread: Thread | None = None
-        self.are_over = False
         self.next_at = 0.0
+        self._finish = finish
         self._pause = _FIRST_PAUSE
 
     def make(self, documents: Collection[Any]) -> None:
-        """Try to make the indexes, and say if there is no sense in another try."""
+        """Try to make the indexes; a refusal that cannot pass is a warning, and the last try."""
         self.put_off()
         try:
             ensure(documents)
-            self.are_over = True
+            self._finish()
         except StoreError as error:
             if not may_pass(error.__cause__):
-                self.are_over = True
+                self._finish()
                 logger.warning(_REFUSED, error, error.__cause__)
         finally:
             self.turn.release()
@@ -115,9 +117,9 @@ class _Tries:
 
 
 def ensure(documents: Collection[Any]) -> None:
-    """Make each index that is missing; one that does the same counts, whatever its name.
+    """Make the missing indexes; an equivalent counts, whatever its name.
 
-    Raises `StoreError`, when both have been tried, for one that the server refuses.
+    Tries both before it raises `StoreError` for a refusal.
     """
     with explaining():
         listed = _listed(documents)
@@ -142,9 +144,9 @@ def ensure(documents: Collection[Any]) -> None:
 
 
 def does_the_same(listed: Listed, field: str) -> bool:
-    """Say whether an index is as good as ours on this field.
+    """Say whether an index is equivalent to ours on a field.
 
-    That is the same one, whatever its name, or the TTL index that version 1 made.
+    So are an index of the same options, whatever its name, and the TTL index of version 1.
     """
     if list(listed["key"].items()) != [(field, 1)]:
         return False
@@ -154,7 +156,7 @@ def does_the_same(listed: Listed, field: str) -> bool:
 
 
 def is_over_all_documents(listed: Listed) -> bool:
-    """Say whether an index is the TTL index of version 1, which reaches what is not ours."""
+    """Say whether an index is a TTL index as of version 1, for all documents of the collection."""
     is_on_expiry = list(listed["key"].items()) == [("expires_at", 1)]
     return is_on_expiry and _options_of(listed) == {"expireAfterSeconds": 0}
 
@@ -168,7 +170,7 @@ def _options_of(listed: Listed) -> dict[str, Any]:
 
 
 def _listed(documents: Collection[Any]) -> list[Listed]:
-    """Return the indexes that are there; none if this user may not look."""
+    """Return the indexes of a collection; none if the user may not list them."""
     try:
         return list(documents.list_indexes())
     except OperationFailure as error:
@@ -196,8 +198,8 @@ def _create(documents: Collection[Any], field: str, options: dict[str, Any]) -> 
 
 
 def _make_over_all_documents(documents: Collection[Any], refusal: BaseException | None) -> None:
-    """Make the TTL index of a server without partial ones, if it reaches nothing but ours."""
-    with explaining():
+    """Make a TTL index over all documents, for a server without partial ones, if all are ours."""
+    with explaining(), pymongo.timeout(_LONGEST_BUILD):
         other = documents.find_one({"$nor": [OURS]}, ["_id"])
     if other is not None:
         raise StoreError(

@@ -1,6 +1,6 @@
-"""What a request may do at its commit: the table `MOVES[state][known]`, and the moves in it.
+"""The commit of a request: the table `MOVES[state][known]`, and the moves of the table.
 
-A move takes the visit, sends its commands, and returns a `Step`; `Visit.take` alone makes the step
+A move takes the visit, sends commands, and returns a `Step`; `Visit.take` alone makes the step
 count. An empty cell is nothing to do.
 """
 
@@ -20,6 +20,7 @@ from .collection import RAW, Documents, SessionCollection, find, insert, update
 from .document import Mark, Record, Token, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
+from .times import Times
 from .visit import (
     NOT_LOOKED,
     NOTHING,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 Move: TypeAlias = "Callable[[Life, Visit], Step]"
 
 _MOST_LOOKS = 4
-"""The looks of one commit: each but the first follows a change that somebody else has made."""
+"""The looks of one commit: each but the first follows a change by somebody else."""
 _WAITS = (0.01, 0.02, 0.04, 0.08, 0.15)
-"""The seconds between looks for a login that is stored just now, in another request."""
+"""The seconds between looks for a login under way in another request."""
 
 
 class Life:
@@ -55,21 +56,18 @@ class Life:
         self._limit = limit
 
     def look(self, visit: Visit) -> Known:
-        """Return what stands under the token of a visit; an error of the store is a `Failure`."""
+        """Look under the token of a visit; an error of the store becomes a `Failure`."""
         id_ = id_of(visit.token)
         try:
             found = self._found(id_)
         except StoreError as error:
             return Failure(error)
-        known = self._live(found, visit)
-        if type(known) is Mark:
-            audit.say("stale", "a token was used that another had replaced", id=id_)
-        return known
+        return self._live(found, visit)
 
     def commit(self, visit: Visit) -> Outcome:
-        """Store what a visit did with its session, as the table says, and say what came of it.
+        """Store the changes of a visit, as the table says, and return the outcome.
 
-        Raises `StoreError`, and `SessionDataError` for data that MongoDB cannot hold.
+        Raises `StoreError`, and `SessionDataError` for data beyond MongoDB's types or size.
         """
         begun = monotonic()
         move = MOVES[visit.state].get(type(visit.known))
@@ -77,7 +75,7 @@ class Life:
         return outcome if outcome is not Outcome.LOOK else self._look_again(visit, begun)
 
     def _look_again(self, visit: Visit, begun: float) -> Outcome:
-        """Ask the table again, with what was found in place of a live session, until it is done."""
+        """Ask the table again, with the state found in place of a live session, until done."""
         with self._sessions.deadline(begun):
             for _ in range(_MOST_LOOKS):
                 move = MOVES[visit.state].get(type(visit.known))
@@ -95,7 +93,7 @@ class Life:
     # The moves.
 
     def write_unseen(self, visit: Visit) -> Step:
-        """Write the difference of a session that was not looked at, and move its expiry."""
+        """Write the difference without a look at the session, and move the expiry."""
         changes, now = visit.draft.difference(), self._clock()
         if changes is UNCHANGED:
             return Step(Outcome.KEPT, NOT_LOOKED)
@@ -116,12 +114,15 @@ class Life:
         due = visit.times.is_renewal_due(record, now)
         if changes is UNCHANGED and visit.remember is None and not due:
             return Step(Outcome.KEPT, record)
+        if record.expires_at <= now:  # It died since, unless somebody has used it.
+            known = self.look(visit)
+            return Step(Outcome.LOOK if type(known) is Record else Outcome.ENDED, known)
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
         moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
         terms: dict[str, Any] = {}
-        if visit.remember is not None:
+        if used.remember is not record.remember:
             terms["remember"] = used.remember
-        if visit.until is not None:  # The only moment that may move back.
+        if visit.until is not None:  # No other moment may move back.
             terms["expires_at"] = moments.pop("expires_at")
         seal = _seal_of(visit) if record.version == document.SEALED else None
         change = document.update_of(changes, moments, terms, seal)
@@ -131,7 +132,7 @@ class Life:
         return Step(Outcome.ENDED, record)
 
     def start(self, visit: Visit) -> Step:
-        """Store a session that begins, unless there is nothing to store."""
+        """Store a new session, unless nothing was set."""
         if not visit.begins:
             return Step(Outcome.KEPT, NOTHING, visit.draft.difference())
         return self._insert(visit, visit.draft)
@@ -139,8 +140,8 @@ class Life:
     def regenerate(self, visit: Visit) -> Step:
         """Swap the session for a mark, and store its latest data under a new token.
 
-        Of several requests that do so at once, one finds the session; and with the first command
-        the old token is dead, whatever becomes of the second.
+        Of several requests at once, the first finds the session. With the first command the old
+        token is dead, even if the second command fails.
         """
         with self._in_time():
             image = self._swap(visit)
@@ -152,7 +153,7 @@ class Life:
             try:
                 draft = visit.rebased(record)
                 draft.complete()
-                if type(visit.known) is Nothing:  # A sealed value that does not open: left alone.
+                if type(visit.known) is Nothing:  # A sealed value did not open: left alone.
                     self._put_back(visit, image)
                     return Step(Outcome.ENDED, NOTHING)
                 return self._insert(visit, draft, record)
@@ -161,13 +162,13 @@ class Life:
                 raise
 
     def end(self, visit: Visit) -> Step:
-        """Delete the session, and store as a new one what was set since."""
+        """Delete the session, and store the keys set since as a new session."""
         id_, tries = id_of(visit.token), 0
 
         def delete(them: Documents) -> int:
             nonlocal tries
             tries += 1
-            # Other engines have a deletion of one document lose against an update of it.
+            # In other engines, an update at the same moment beats a deletion by `delete_one`.
             live = document.live(id_, self._clock(), v=document.version_of(visit.token))
             return them.delete_many(live).deleted_count
 
@@ -180,7 +181,7 @@ class Life:
             return self._after_end(visit)
 
     def end_successor(self, visit: Visit) -> Step:
-        """End the session that goes on under a new token, by the token from before.
+        """End the session under its new token, by the token from before.
 
         Whoever logs out is out. A login by somebody else, or of an anonymous visitor, stays.
         """
@@ -195,10 +196,10 @@ class Life:
             return Step(Outcome.ENDED, mark)
 
     def log_in_anew(self, visit: Visit) -> Step:
-        """Log in by a token that another login or a rotation has replaced: a double click.
+        """Log in by a token already replaced by another login or a rotation: a double click.
 
-        The session is one of its own. It has what the first login's session has, if that is the
-        same owner's; if that is only just being stored, it is looked for a short time.
+        The login stores a session of its own. The data of the first login's session come along, if
+        the owner is the same. If the first login is still under way, the second waits a moment.
         """
         mark, login = visit.known, visit.login
         assert type(mark) is Mark  # noqa: S101
@@ -206,28 +207,31 @@ class Life:
             return Step(Outcome.ENDED, mark)
         with self._in_time():
             record, draft = self._successor(mark, visit), visit.draft
-            # What is sealed by the first login's token, this one cannot open.
-            if record is not None and record.version == document.PLAIN:
-                of_owner = record.owner == login.owner
-                draft = draft.rebased(record.data, replaces=not of_owner)
-            elif record is not None and record.owner != login.owner:
+            if record is None:
+                there = self._live(self._found(mark.id), visit)
+                if type(there) is Record:  # The first login's session is put back.
+                    return Step(Outcome.LOOK, there)
+            if record is None or record.owner != login.owner:
                 draft = draft.rebased({}, replaces=True)
+            elif record.version == document.PLAIN:  # A sealed one opens by its own token alone.
+                draft = draft.rebased(record.data, replaces=draft.replaces)
             return self._insert(visit, draft)
 
     def fail(self, visit: Visit) -> Step:
-        """Raise the error that hid the session, if there is something to store."""
+        """Raise the error of the failed look, if the request has changes to store."""
         assert type(visit.known) is Failure  # noqa: S101
         if visit.state is State.OPEN and not visit.has_changes:
             return Step(Outcome.KEPT, visit.known)
         raise visit.known.error
 
-    # What the moves are made of.
+    # The parts of the moves.
 
     def _not_there(self, visit: Visit, known: Known) -> Step:
-        """Go on where no live session was there to be changed; `known` stands in its place.
+        """Go on without a live session to change; `known` stands in its place.
 
-        One that was looked at before has been ended since, which is final. A logout and a login
-        follow a session that has moved; of one that was not looked at, the table says the rest.
+        If the request had looked at the session, the session has ended since, and the end is
+        final. But a logout and a login follow a session under its new token. If the request had not
+        looked, the table says the rest.
         """
         was_seen = type(visit.known) is Record
         follows = visit.state is State.DESTROYED or visit.login is not None
@@ -235,13 +239,13 @@ class Life:
         return Step(Outcome.ENDED if was_seen and not moved else Outcome.LOOK, known)
 
     def _swap(self, visit: Visit) -> bytes | None:
-        """Make a mark of the live session, and return its last image; None if it was not there."""
+        """Make a mark of the live session, and return the last image, or None without a session."""
         login, now = visit.login, self._clock()
         version = document.version_of(visit.token)
         selected = document.live(id_of(visit.token), now, v=version)
         owner = visit.known.owner if type(visit.known) is Record else None
         if login is not None and type(visit.known) is not Record:
-            # The mark of the same owner's login is another one, so that has to be looked at first.
+            # A login of the same owner makes another mark; a look tells the owner first.
             selected["owner"] = selected["owner"] | {"$ne": login.owner}
         marking = document.marking(
             now,
@@ -255,11 +259,11 @@ class Life:
         return None if found is None else bytes(found.raw)
 
     def _not_swapped(self, visit: Visit) -> Step:
-        """Find out why no live session was there to be given a new token."""
+        """Find out why the swap has found no live session."""
         found = self._found(id_of(visit.token))
         if type(found) is not Mark or found.successor != id_of(visit.new_token):
             return self._not_there(visit, self._live(found, visit))
-        # The mark is our own: the command was carried out twice, and its first answer is lost.
+        # The mark is our own: the command ran twice, and the first answer is lost.
         record = visit.known if type(visit.known) is Record else None
         if record is None and visit.login is None:
             raise StoreError(
@@ -269,13 +273,13 @@ class Life:
         return self._insert(visit, visit.draft, record)
 
     def _insert(self, visit: Visit, draft: Draft, predecessor: Record | None = None) -> Step:
-        """Store a new session; unless it is a login, it goes on with its predecessor's life."""
+        """Store a new session; without a login, the life of the predecessor goes on."""
         token = visit.new_token
         record = self._begun(visit, token, predecessor)
         contents = draft.contents()
         seal = _new_seal(token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
-        is_new = self._sessions.attempt(lambda them: insert(them, stored))
+        is_new = self._sessions.attempt(lambda them: insert(them, stored), len(stored.raw))
         self._sessions.ensure_indexes_in_passing()
         if not is_new:
             found = self._found(record.id)
@@ -284,15 +288,15 @@ class Life:
                     "MongoDB refused a session as a duplicate, though its id is new; look for a "
                     "unique index on the collection that is not ours, and drop it"
                 )
-            if type(found) is Mark:  # It was ended before it was stored.
+            if type(found) is Mark:  # Ended by somebody before the insert.
                 return Step(Outcome.ENDED, NOTHING)
         self._say_new(visit, record)
-        if self._limit is not None and not self._is_within(self._limit, record):
+        if self._limit is not None and not self._is_within(self._limit, record, visit.times):
             return Step(Outcome.ENDED, NOTHING)
         return Step(Outcome.CREATED, record, contents, draft)
 
     def _begun(self, visit: Visit, token: Token, predecessor: Record | None) -> Record:
-        """Return the record of a session that is about to be stored."""
+        """Return the record of a new session, before the insert."""
         now, id_, login, times = self._clock(), id_of(token), visit.login, visit.times
         version = document.version_of(token)
         if predecessor is not None and login is None:
@@ -323,13 +327,13 @@ class Life:
         self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
 
     def _after_end(self, visit: Visit) -> Step:
-        """Store what was set since the session was destroyed, as a new one."""
+        """Store the keys set since `destroy()` as a new session."""
         if visit.begins:
             return self._insert(visit, visit.draft)
         return Step(Outcome.DESTROYED, NOTHING, visit.draft.difference())
 
     def _successor(self, mark: Mark, visit: Visit) -> Record | None:
-        """Return the session that a mark leads to, through further marks; None if it is over."""
+        """Follow a mark, through further marks, to a live session; None if there is none."""
         waits, passed = iter(_WAITS), {mark.id}
         while mark.successor is not None and mark.successor not in passed:
             found = self._found(mark.successor)
@@ -348,11 +352,10 @@ class Life:
     # Ending sessions by their ids.
 
     def end_chain(self, id: str, *, past_logins: bool = False) -> int | None:
-        """End the session of an id, or what goes on under a new token by now.
+        """End the session of an id, also under its new token.
 
-        Return 1 for a live session, 0 for one that was just about to be stored and now will not
-        be, and None if there was nothing to end. A login is only followed if that is asked for,
-        and it was the same owner's.
+        Return 1 for a live session, 0 for a session kept from being stored, and None for nothing to
+        end. With `past_logins`, the search for the session follows logins of the same owner too.
         """
         this, passed = id, set[str]()
         while this not in passed:
@@ -364,19 +367,21 @@ class Life:
                     return None
                 if self._forestall(this):
                     return 0
-                continue  # It was stored just now.
+                if self._found(this) is None:
+                    return None  # Expired, and not deleted yet.
+                continue  # Stored just now.
             passed.add(this)
-            goes_on = found.goes_on and (past_logins or not found.by_login)
-            if not goes_on or found.successor is None:
+            successor = _followed(found, past_logins=past_logins)
+            if successor is None:
                 return None
-            this = found.successor
+            this = successor
         return None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
-        """End those of `ids` that are live, and match the conditions; return how many.
+        """End the live sessions among `ids`, if they match the conditions; return how many.
 
-        If the connection breaks in the midst, that is how many are not live any more when the
-        command has been repeated.
+        If the connection breaks in the midst, the number is of sessions no longer live after the
+        second try.
         """
         if not ids:
             return 0
@@ -393,14 +398,14 @@ class Life:
         return self._sessions.attempt(end)
 
     def moved(self, ids: Sequence[str]) -> list[str]:
-        """Return those of `ids` under which a session stands, or a mark that leads to one."""
+        """Return the ids with a session under them, or with a mark of a moved session."""
         among = {"_id": {"$in": ids}}
         found = self._sessions.attempt(lambda them: list(them.find(among, {"data": 0})))
         known = map(document.outline, found)
         return [one.id for one in known if one and getattr(one, "successor", one)]
 
     def of_owner(self, owner: str) -> Iterator[Record | Mark]:
-        """Return the sessions of an owner, without their data, and the marks that lead to some."""
+        """Return the sessions of an owner, without data, and the marks of moved sessions."""
         now = self._clock()
         theirs = {"owner": owner, "expires_at": {"$gt": now}} | document.OURS
         found = self._sessions.attempt(lambda them: list(them.find(theirs, {"data": 0})))
@@ -408,9 +413,9 @@ class Life:
         return (one for one in known if one is not None)
 
     def _end_one(self, id: str) -> bool | Mark:
-        """End the live session of this id; else return the mark there, noting the end on it.
+        """End the live session of an id; else return the mark there, with the end noted on it.
 
-        The note keeps a swap that fails from being put back.
+        The note keeps a failed swap from being put back.
         """
         version = document.PLAIN
         for _ in range(_MOST_LOOKS):
@@ -430,19 +435,20 @@ class Life:
         return False
 
     def _forestall(self, id: str) -> bool:
-        """End a session that is still to be stored; False if something stands there already."""
+        """Keep a session from being stored; False for an id already taken."""
         tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
         return self._sessions.attempt(lambda them: insert(them, tombstone))
 
-    def _is_within(self, limit: int, record: Record) -> bool:
+    def _is_within(self, limit: int, record: Record, times: Times) -> bool:
         """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
 
-        Each login looks after it is stored, so the last of several at once sees them all. So does
-        each rotation, whose session was for a moment stored nowhere.
+        Each login counts after its insert, so the last of several at once counts all of them. Each
+        rotation counts too, because its session was for a moment stored nowhere.
         """
         if record.owner is None:
             return True
-        logins = [one for one in self.of_owner(record.owner) if type(one) is Record]
+        now, found = self._clock(), self.of_owner(record.owner)
+        logins = [one for one in found if type(one) is Record and times.end_of(one) > now]
         logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
         excess = [one.id for one in logins[limit:]]
         count = self.end_all(excess)
@@ -450,10 +456,10 @@ class Life:
             audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
         return record.id not in excess
 
-    # What is there.
+    # Looking.
 
     def _found(self, id_: str) -> Record | Mark | None:
-        """Return what stands under an id, unless it is expired or not of our form."""
+        """Return the session or mark under an id, unless expired or not of our form."""
         known = None
         try:
             found = self._sessions.attempt(lambda them: find(them, id_))
@@ -465,8 +471,9 @@ class Life:
         return known if known is not None and known.expires_at > self._clock() else None
 
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
-        """Return what a document means to a visit: only what is live by the times of now."""
+        """Return the meaning of a document to a visit; dead by the times of now is nothing."""
         if type(found) is Mark and found.successor is not None:
+            audit.say("stale", "a token was used that another had replaced", id=found.id)
             return found
         if type(found) is not Record:
             return NOTHING
@@ -492,13 +499,13 @@ class Life:
         return record._replace(data=SealedData(record.data, seal, spoil))
 
     def _in_time(self) -> AbstractContextManager[None]:
-        """Give all commands within the time of a single one."""
+        """Give all commands within the block the time of a single command."""
         return self._sessions.deadline(monotonic())
 
-    # What the audit log is told.
+    # Telling the audit log.
 
     def _say_new(self, visit: Visit, record: Record) -> None:
-        previous = id_of(visit.token) if visit.token else None
+        previous = None if type(visit.known) is Nothing else id_of(visit.token)
         owner = record.owner
         if visit.login is not None:
             audit.say("login", "a visitor logged in", id=record.id, owner=owner,
@@ -513,12 +520,18 @@ class Life:
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
 
 
+def _followed(mark: Mark, *, past_logins: bool) -> str | None:
+    """Return the id of the session that ends together with the session of a mark."""
+    goes_on = mark.goes_on and (past_logins or not mark.by_login)
+    return mark.successor if goes_on else None
+
+
 def _log_foreign(id_: str) -> None:
     logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
 
 
 def _new_seal(token: Token) -> Seal:
-    """Return what seals and opens the session of a token."""
+    """Return the seal of a token's session."""
     try:
         from .seal import Seal
     except ImportError as error:
@@ -529,7 +542,7 @@ def _new_seal(token: Token) -> Seal:
 
 
 def _seal_of(visit: Visit) -> Seal:
-    """Return what opens the session of a visit; made once, because its keys take some time."""
+    """Return the seal of a visit's session, made once, because the keys take some time."""
     if visit.seal is None:
         visit.seal = _new_seal(visit.token)
     return visit.seal
@@ -563,4 +576,4 @@ MOVES: dict[State, dict[type[Known], Move]] = {
     },
     State.ENDED: {},
 }
-"""What a commit does, by what the application did and by what is known of the session."""
+"""The moves of a commit, by the actions of the application and the knowledge of the request."""

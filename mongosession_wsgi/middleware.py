@@ -1,4 +1,4 @@
-"""The WSGI protocol and the commit: the way of a request through this package."""
+"""The WSGI protocol and the commit: the way of a request through the package."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SOCKET = "wsgi.websocket"
-"""The key of the environ of a socket that an application may take over."""
+"""The environ's key of a socket for an application to take over."""
 _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
 
 class SessionMiddleware:
     """Give every request to `app` its session, and store it before the response goes out.
 
-    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; keys of other owners in it
-    are ignored. `store` replaces the one that is made of the settings. Raises `SettingsError`.
+    `settings` is the flat mapping of `mongodb_*` and `session_*` keys; other keys are ignored.
+    `store` replaces the store made of the settings. Raises `SettingsError`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SessionMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if EXCHANGE in environ and session_around(environ) is not None:
-            return self._app(environ, start_response)  # An outer one of ours commits.
+            return self._app(environ, start_response)  # An outer middleware of ours commits.
         exchange = self._exchanges.open(environ)
         response = _Response(exchange, environ, start_response)
         exchange.is_running = True
@@ -57,7 +57,7 @@ class SessionMiddleware:
         except StoreError as error:
             with closing(response):
                 return [response.refuse(error)]
-        except StopIteration:  # The way of a WebSocket's handler to end what it took over.
+        except StopIteration:  # The way of a WebSocket's handler to end the socket it took over.
             response.leave()
             raise
         except BaseException:
@@ -76,7 +76,7 @@ class _Phase(Enum):
 
 
 class _Response:
-    """The response on its way, held back until its session is stored."""
+    """A response on the way, held back until the session is stored."""
 
     __slots__ = (
         "_environ",
@@ -95,7 +95,7 @@ class _Response:
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
-        # The status and the headers that the application has started with.
+        # The status and the headers from the application.
         self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
@@ -103,7 +103,7 @@ class _Response:
     def start(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        """Be the application's `start_response` (PEP 3333): hold back what the server is to get."""
+        """Be the application's `start_response` (PEP 3333): hold back the status and headers."""
         if self._phase is _Phase.COMMITTED:
             return self._start_response(status, self._exchange.headers(headers), exc_info)
         if self.held is not None and exc_info is None:
@@ -164,13 +164,13 @@ class _Response:
         self._write = self._start_response(status, self._exchange.headers(headers))
 
     def leave(self) -> None:
-        """Store what was set on a live session by who answered on the socket itself."""
+        """Store the changes of a live session by an application that took the socket over."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.LEFT
             self._exchange.close()
 
     def abandon(self) -> None:
-        """Give up what a failed request did, or did since its commit; but carry out `destroy()`."""
+        """Give up a failed request's changes, or those since the commit; carry out `destroy()`."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.ABANDONED
             self._exchange.abandon()
@@ -188,6 +188,6 @@ class _Response:
 
 
 def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
-    """Say whether the server is to have `body` itself: to count it, or to send it as a file."""
+    """Say whether the server gets the `body` itself, to count items or to send a file."""
     wrapper = environ.get("wsgi.file_wrapper")
     return hasattr(body, "__len__") or (isinstance(wrapper, type) and isinstance(body, wrapper))

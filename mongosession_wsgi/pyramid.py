@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyramid.config import Configurator
 from pyramid.events import ApplicationCreated
-from pyramid.interfaces import ISession
+from pyramid.interfaces import ICSRFStoragePolicy, ISession
 from pyramid.request import Request
 from pyramid.response import Response
 from zope.interface import implementer
@@ -29,63 +28,54 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _STORE = "mongosession_wsgi.store"
-_EXCHANGE = "mongosession_wsgi.exchanges"
+_EXCHANGES = "mongosession_wsgi.exchanges"
+_SECRETS = "mongosession_wsgi.secrets"
 _CSRF = "_csrft_"
 
 
 @implementer(ISession)
-class MongoSession(UserDict[str, Any]):
-    """The session of a request as Pyramid knows it. Every member of `Session` is one of it too."""
-
-    data: Session  # type: ignore[assignment]
-    copy = Session.copy  # type: ignore[assignment]
+class MongoSession(Session):
+    """The session of a request as Pyramid knows it, with every member of `Session`."""
 
     def __init__(self, session: Session) -> None:
-        self.data = session
+        super().__init__(visit_of(session))
         self._opened = int(time())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
 
     @property
     def created(self) -> int:
         """When the session was created or last logged in, in seconds since the epoch."""
-        created_at = self.data.created_at
+        created_at = self.created_at
         return self._opened if created_at is None else int(created_at.timestamp())
-
-    def clear(self) -> None:
-        """Remove every key; the session stays, empty."""
-        self.data.clear()
 
     def changed(self) -> None:
         """Do nothing: changes inside of a list or a dict are noticed."""
 
     def invalidate(self) -> None:
-        """End the session, as a logout does; what is set afterwards starts a new one."""
-        self.data.destroy()
+        """End the session, as a logout does; a key set afterwards starts a new session."""
+        self.destroy()
 
     def flash(self, msg: Any, queue: str = "", allow_duplicate: bool = True) -> None:
         """Append a message to a queue, unless it is there and duplicates are not allowed."""
-        messages = self.data.setdefault(f"_f_{queue}", [])
+        messages = self.setdefault(f"_f_{queue}", [])
         if allow_duplicate or msg not in messages:
             messages.append(msg)
 
     def pop_flash(self, queue: str = "") -> list[Any]:
         """Remove a queue, and return its messages."""
-        return list(self.data.pop(f"_f_{queue}", []))
+        return list(self.pop(f"_f_{queue}", []))
 
     def peek_flash(self, queue: str = "") -> list[Any]:
-        """Return the messages of a queue, which stays."""
-        return list(self.data.get(f"_f_{queue}", []))
+        """Return the messages of a queue, and keep the queue."""
+        return list(self.get(f"_f_{queue}", []))
 
     def new_csrf_token(self) -> str:
         """Set a new CSRF token, and return it."""
-        token = self.data[_CSRF] = token_hex(20)
+        token = self[_CSRF] = token_hex(20)
         return token
 
     def get_csrf_token(self) -> str:
         """Return the CSRF token; make one if there is none."""
-        return self.data.get(_CSRF) or self.new_csrf_token()
+        return self.get(_CSRF) or self.new_csrf_token()
 
 
 def includeme(config: Configurator) -> None:
@@ -103,19 +93,20 @@ def includeme(config: Configurator) -> None:
 
 
 def _set_store(config: Configurator, store: Store) -> None:
-    """Use `store` in place of the one that is made of the settings."""
+    """Use `store` in place of the store made of the settings."""
     config.action(_STORE, partial(config.registry.__setitem__, _STORE, store))
 
 
 def _install(event: ApplicationCreated) -> None:
     """Put our middleware around the execution policy of the application, whichever it has.
 
-    So a session is stored after all attempts, tweens, callbacks and subscribers, and along with the
-    response that goes out.
+    So a session is stored after all attempts, tweens, callbacks and subscribers.
     """
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
     store = registry.get(_STORE)
-    exchanges = registry[_EXCHANGE] = Exchanges(registry.settings, store)
+    exchanges = registry[_EXCHANGES] = Exchanges(registry.settings, store)
+    policy = registry.queryUtility(ICSRFStoragePolicy)  # Its key for the token may differ.
+    registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response: WSGIApplication = respond(environ, router)
@@ -127,24 +118,32 @@ def _install(event: ApplicationCreated) -> None:
 
 def _session_of(request: Request) -> MongoSession:
     session = session_around(request.environ)
-    if session is not None:
-        visit_of(session).secrets = (_CSRF,)
-        return MongoSession(session)
-    # A subrequest with an environ, and so cookies, of its own.
-    exchanges: Exchanges = request.registry[_EXCHANGE]
+    if session is None:
+        session = _session_of_subrequest(request)
+    visit_of(session).secrets = request.registry[_SECRETS]
+    return MongoSession(session)
+
+
+def _session_of_subrequest(request: Request) -> Session:
+    """Open a session for a subrequest with an environ, and so cookies, of its own."""
+    exchanges: Exchanges = request.registry[_EXCHANGES]
     exchange = exchanges.open(request.environ)
     exchange.is_running = True
-    exchange.visit.secrets = (_CSRF,)
 
     def commit(_: Request, response: Response) -> None:
         exchange.is_running = False
         exchange.commit(response.status)
         response.headerlist = exchange.headers(response.headerlist)
+        request.add_finished_callback(lambda _: exchange.close())
+
+    def abandon(_: Request) -> None:
+        exchange.is_running = False
+        exchange.abandon()
 
     # After the other callbacks, which may use the session too.
     request.add_response_callback(lambda *_: request.add_response_callback(commit))
-    request.add_finished_callback(lambda _: exchange.abandon())
-    return MongoSession(exchange.session)
+    request.add_finished_callback(abandon)
+    return exchange.session
 
 
 def _forget_attempt(event: Any) -> None:

@@ -1,8 +1,8 @@
-"""Names and values that only a session's token opens; nothing here does I/O.
+"""Names and values that only the token of their session opens, without I/O.
 
 The keys come out of the token by HKDF-SHA-256 (RFC 5869), and no server keeps the token. A name is
 stored as its HMAC-SHA-256. A value is sealed by AES-256-GCM (NIST SP 800-38D) under a random nonce,
-together with its name, and bound to the stored name: a value that is moved does not open.
+together with its name, and bound to the stored name: a moved value does not open.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Seal:
         return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
     def value(self, key: str, stored: Any) -> bytes:
-        """Seal a value that is in stored form, together with its key."""
+        """Seal a value in stored form, together with the key."""
         plain = bson.encode({document.escape(key): stored}, codec_options=document.CODEC)
         nonce = os.urandom(_NONCE)
         return nonce + self._cipher.encrypt(nonce, plain, self.name(key).encode())
 
     def open(self, sealed: dict[str, bytes]) -> dict[str, Any] | None:
-        """Open values by their stored names, all in one go, and return them by their keys.
+        """Open values by their stored names, all at once, and return the values by their keys.
 
-        None if one of them is not what this session has sealed under this name.
+        Return None if the session has not sealed a value under its name.
         """
         try:
             plain = [
@@ -60,7 +60,7 @@ class Seal:
             ]
         except (InvalidTag, ValueError):
             return None
-        # Each is a document of one element; their elements together are a document too.
+        # Each value is a document of a single element; the elements together are a document too.
         elements = b"".join(plain)
         whole = struct.pack("<i", len(elements) + 5) + elements + b"\0"
         return document.unescaped(bson.decode(whole, codec_options=document.CODEC))

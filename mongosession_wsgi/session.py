@@ -1,4 +1,4 @@
-"""What an application sees: a mapping with an identity. Nothing here knows MongoDB."""
+"""The application's view: a mapping with an identity, and without a word of MongoDB."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Session(MutableMapping[str, Any]):
         return f"<Session {record.id if record else 'new'} with {data}>"
 
     def clear(self) -> None:
-        """Remove every key; on a session that was not looked at, without reading it."""
+        """Remove every key; without a look so far, without reading the session."""
         visit = self._visit
         visit.touch()
         if visit.came or type(visit.known) is Nothing:
@@ -104,11 +104,11 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def token(self) -> str | None:
-        """The secret that opens this session, as `id`: from the commit on, if it is new.
+        """The secret of the session, known at the same moments as `id`.
 
-        For handing to a client by other means than the cookie, or for a CSRF token made of it;
-        never log or store it. If the commit stores nothing, because somebody has ended the session
-        first, the token never opens anything.
+        For handing to a client by other means than the cookie, or for making a CSRF token. Never
+        log or store the token. A new token is live from the commit on. If the commit stores
+        nothing, because somebody has ended the session first, the token never opens anything.
         """
         visit = self._visit
         record = None if visit.state is State.REGENERATED and visit.login else self._record()
@@ -143,7 +143,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def label(self) -> str | None:
-        """What the login said of the device, or None."""
+        """The words of the login on the device, or None."""
         login, record = self._visit.login, self._record()
         if login is not None:
             return login.label
@@ -155,7 +155,7 @@ class Session(MutableMapping[str, Any]):
         record = self._record()
         return (record is not None or self._visit.login is not None) and self._visit.kind is True
 
-    # What an application can make of it.
+    # The actions.
 
     def regenerate(self) -> None:
         """Move the data under a new token at the commit; the old token is dead from then on.
@@ -192,7 +192,7 @@ class Session(MutableMapping[str, Any]):
 
 
 visit_of: Callable[[Session], Visit] = attrgetter("_visit")
-"""Return what stores and adapters know of a session, and applications need not."""
+"""Return the visit beneath a session, for stores and adapters; applications need none."""
 
 
 def _text(name: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The store: the verbs of one session, and what concerns many."""
+"""The store: the verbs of one session, and of many sessions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Protocol
-
-from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
-from pymongo.collection import Collection
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import audit, document
 from .collection import Documents, SessionCollection
@@ -23,26 +20,31 @@ from .settings import Settings
 from .times import Times
 from .visit import Outcome, Visit
 
+if TYPE_CHECKING:
+    from bson.raw_bson import RawBSONDocument
+    from pymongo import MongoClient
+    from pymongo.collection import Collection
+
 AT_A_TIME = 1000
-"""The sessions that one command ends or reads."""
+"""The most sessions for one command."""
 
 
 class Store(Protocol):
-    """What a request needs of a store; the tests that one must pass are in `testing`."""
+    """The needs of a request; `testing` has the tests for every store."""
 
     def open(self, token: str | None, times: Times | None = None) -> Session:
-        """Return the session that a request with `token` has, not loaded; do no I/O."""
+        """Return the session of a request with `token`, not loaded, without I/O."""
 
     def flush(self, session: Session) -> Outcome:
-        """Write the session's changes, and say what that means for its cookie."""
+        """Write the session's changes, and return the outcome for the cookie."""
 
     def destroy(self, session: Session) -> bool:
-        """Delete the session; False, and a `SessionWarning`, if that failed."""
+        """Delete the session; False, and a `SessionWarning`, after a failure."""
 
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What is known of one live session; `size` is in bytes, moments are aware UTC."""
+    """The facts of one live session; `size` is in bytes, moments are aware UTC."""
 
     id: str
     owner: str | None
@@ -63,9 +65,9 @@ class MongoStore:
     """Keep sessions in one MongoDB collection.
 
     `settings` is the flat mapping of `mongodb_*` and `session_*` keys; raises `SettingsError`.
-    The client is made on first use in each process, so that a store may be made before a fork. A
-    `client` that is passed in is used as it is, and left open by `close`. `clock` returns the
-    current moment as an aware datetime.
+    Each process makes a client on first use, so a store may be older than a fork. A given `client`
+    is used unchanged, and `close` leaves the client open. `clock` returns the current moment as an
+    aware datetime.
 
     Every method but the constructor raises `StoreError` if MongoDB fails.
     """
@@ -87,22 +89,22 @@ class MongoStore:
     # The life of one session.
 
     def open(self, token: str | None, times: Times | None = None) -> Session:
-        """Return the session that a request with `token` has, not loaded; do no I/O.
+        """Return the session of a request with `token`, not loaded, without I/O.
 
-        `times` say when it dies, if a framework has settings of its own for that.
+        `times` say when the session dies, if a framework has settings of its own.
         """
         seals = self.settings.sealed
         return Session(Visit(token, self._life.look, times or self._times(), seals=seals))
 
     def follow(self, times: Callable[[], Times]) -> None:
-        """Have `times` say when sessions die, by the settings of a framework at that moment.
+        """Have `times` say when sessions die, by a framework's settings of the moment.
 
         Requests of a framework bring their times along; `retrieve` and `sessions` do not.
         """
         self._times = times
 
     def create(self, data: Mapping[str, Any] | None = None) -> Session:
-        """Return a new session that is stored already, also if it is empty."""
+        """Return a new session, stored already, even if empty."""
         session = self.open(None)
         session.update(data or {})
         self._life.begin(visit_of(session))
@@ -114,10 +116,10 @@ class MongoStore:
         return session if session.id else None
 
     def flush(self, session: Session) -> Outcome:
-        """Write the session's changes, and say what that means for its cookie.
+        """Write the session's changes, and return the outcome for the cookie.
 
-        A session that was ended since it was opened stays ended: nothing is written then. Raises
-        `SessionDataError`, with the stored session as it was, for what MongoDB cannot hold.
+        A session ended since `open` stays ended, and nothing is written. Raises `SessionDataError`
+        for data that MongoDB cannot hold; the stored session stays the same.
         """
         return self._life.commit(visit_of(session))
 
@@ -135,29 +137,29 @@ class MongoStore:
 
     @property
     def collection(self) -> Collection[RawBSONDocument]:
-        """This process's collection, its documents undecoded, for `document.decode` to read."""
+        """The collection of the process, with undecoded documents, for `document.decode`."""
         return self._sessions.raw
 
     @property
     def client(self) -> MongoClient[Any]:
-        """This process's client, which may not have found a server yet."""
+        """The client of the process, perhaps still without a server."""
         return self._sessions.documents.database.client
 
     def sessions(self, owner: str | None = None) -> Iterator[SessionInfo]:
-        """Iterate over the live sessions, of one owner or of all, the newest `seen_at` first.
+        """Iterate over the live sessions, of an owner or of all, the newest `seen_at` first.
 
-        Raises `TypeError` for an owner that is no str.
+        Raises `TypeError` unless the owner is a str.
         """
         if owner is not None:
             _check("owner", owner)
         return self._listed(owner)
 
     def revoke(self, id: str) -> int:
-        """End the session of this public id; return how many live ones that were, 0 or 1.
+        """End the session of a public id; return the number of live sessions ended, 0 or 1.
 
-        If it was given a new token within the last minute, the session that goes on ends, even one
-        that is still to be stored; a login in its place stays. Raises `TypeError` for an id that is
-        no str.
+        If the session got a new token within the last minute, the session under the new token ends,
+        even before its insert. A login in its place stays. Raises `TypeError` unless the id is a
+        str.
         """
         _check("id", id)
         count = self._life.end_chain(id) or 0
@@ -165,11 +167,11 @@ class MongoStore:
         return count
 
     def revoke_all(self, owner: str, keep: str | None = None) -> int:
-        """End all sessions of `owner` but the one whose id is `keep`; return how many were live.
+        """End all sessions of `owner` except `keep`, an id; return how many were live.
 
-        Those end that are there when it begins, and whatever they are regenerated to meanwhile;
-        the kept one may go on under a new token too. A login that begins later is not undone.
-        Raises `TypeError` for an owner or an id that is no str.
+        Sessions stored before the call end, also under the new tokens of rotations meanwhile. The
+        kept session may rotate too. A login after the call stays. Raises `TypeError` unless owner
+        and id are str.
         """
         _check("owner", owner)
         if keep is not None:
@@ -179,17 +181,16 @@ class MongoStore:
         return count
 
     def end(self, ids: Sequence[str], conditions: dict[str, Any]) -> int:
-        """End those of `ids` that are live and match the conditions still; return how many."""
+        """End the live sessions among `ids` that match the conditions still; return how many."""
         return self._life.end_all(ids, conditions)
 
     def delete(self, ids: Sequence[str], conditions: dict[str, Any]) -> int:
-        """Delete those of `ids` that match the conditions still; return how many.
+        """Delete the documents of `ids`, if they still match the conditions; return how many.
 
-        Where the connection breaks in the midst, that is how many are not there any more when the
-        command has been repeated.
+        If the connection breaks in the midst, the number is of documents gone after the second try.
         """
         among, tries = {"_id": {"$in": ids}}, 0
-        # What narrows most comes first: the embedded server searches by the first index it meets.
+        # The narrowest condition comes first: the embedded server takes the first index it meets.
         selected = among | conditions | among
 
         def delete(sessions: Documents) -> int:
@@ -201,20 +202,20 @@ class MongoStore:
         return self._sessions.attempt(delete)
 
     def purge(self) -> int:
-        """Delete what has expired, for a server without a TTL monitor; return how many."""
+        """Delete expired documents, for a server without a TTL monitor; return how many."""
         expired = document.expired_by(self._clock())
         return self._sessions.attempt(lambda them: them.delete_many(expired).deleted_count)
 
     def ensure_indexes(self) -> None:
         """Make the indexes: TTL on `expires_at`, and `owner`.
 
-        Not needed for an application that may make them itself: it does, once per process, around
-        its first insert.
+        An application with the right to make indexes needs no call: each process makes them
+        around the first insert.
         """
         self._sessions.ensure_indexes()
 
     def close(self) -> None:
-        """Close this process's own client; the next use makes another."""
+        """Close the own client of the process; the next use makes another."""
         self._sessions.close()
 
     def _listed(self, owner: str | None) -> Iterator[SessionInfo]:
@@ -222,7 +223,7 @@ class MongoStore:
         live = document.SESSION | {"expires_at": {"$gt": now}}
         if owner is not None:
             live["owner"] = owner
-        # A server that sorts in memory may have little of it; the sort of one owner needs none.
+        # A sort in the server's memory has a limit, unless the disk helps; one owner needs no help.
         sort: dict[str, Any] = {"sort": [("seen_at", -1)], "allow_disk_use": owner is None or None}
         times = self._times()
         with explaining(), self.collection.find(live, **sort) as found:
@@ -234,30 +235,43 @@ class MongoStore:
                         yield _info(record._replace(expires_at=end), len(raw.raw))
 
     def _revoke_all(self, owner: str, keep: str | None) -> int:
-        """End what is there, and then whatever some of that has become in the meantime."""
+        """End the sessions found, and then the sessions moved in the meantime."""
         life = self._life
         found = list(life.of_owner(owner))
+        # The mark of a login counts for nothing: the login's session is found by its own owner.
         marks = {one.id: one for one in found if isinstance(one, Mark) and not one.by_login}
-        kept = {keep}
-        while keep in marks and marks[keep].successor not in kept:
-            keep = marks[keep].successor
-            kept.add(keep)
+        kept = _followed(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
-        batches = [live[first : first + AT_A_TIME] for first in range(0, len(live), AT_A_TIME)]
-        count = sum(map(life.end_all, batches))
-        there = {one.id for one in found}
-        moving = [
-            id_
-            for id_, mark in marks.items()
-            if id_ not in kept and mark.successor not in there | kept
-        ]
+        count = sum(map(life.end_all, _batches(live)))
+        moving = _loose_ends(marks, kept, found)
         if count < len(live):  # Some were given a new token just now, or ended by somebody else.
-            moving += [id_ for batch in batches for id_ in life.moved(batch)]
+            moving += chain.from_iterable(map(life.moved, _batches(live)))
         return count + sum(life.end_chain(id_) or 0 for id_ in moving)
 
 
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME))
+
+
+def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
+    """Return the ids of the kept session, before and after rotations."""
+    kept = {keep}
+    while keep is not None and keep in marks and marks[keep].successor not in kept:
+        keep = marks[keep].successor
+        kept.add(keep)
+    return kept
+
+
+def _loose_ends(
+    marks: Mapping[str, Mark], kept: set[str | None], found: Sequence[Record | Mark]
+) -> list[str]:
+    """Return the ids of the marks whose sessions were not found: they are about to be stored."""
+    there = kept | {one.id for one in found}
+    return [id_ for id_, mark in marks.items() if id_ not in kept and mark.successor not in there]
+
+
 def _check(name: str, value: object) -> None:
-    """Refuse what is no str: an operator of a query, from a form or a JSON body, or nobody."""
+    """Refuse anything but a str, such as a query operator from a form or a JSON body."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: must be a str, not {type(value).__name__}")
 

@@ -1,4 +1,4 @@
-"""When a session dies: by its stored expiry, its idle time, and its longest life."""
+"""When a session dies: by the stored expiry, the idle time, and the longest life."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RENEW_AT_LEAST_EVERY = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """The idle times and the longest life that hold now, also for what was stored under others."""
+    """The idle times and the longest life of now, valid for older sessions too."""
 
     expires: timedelta
     """The idle time of a session; `session_expires`."""
@@ -31,7 +31,7 @@ class Times:
 
     @classmethod
     def of(cls, settings: Settings) -> Times:
-        """Return the times that these settings say."""
+        """Return the times of the settings."""
         return cls(settings.idle, settings.remember, settings.lifetime)
 
     def end_of(self, record: Record) -> datetime:
@@ -48,9 +48,9 @@ class Times:
         return end if self.lifetime is None else min(end, created_at + self.lifetime)
 
     def used(self, record: Record, now: datetime, until: datetime | None = None) -> Record:
-        """Return `record` after a use of its session now; no moment moves back.
+        """Return `record` after a use of the session now; no moment moves back.
 
-        Only a moment that the application says itself, `until`, may be earlier than before.
+        Only a moment said by the application, `until`, may be earlier than before.
         """
         seen_at = max(now, record.seen_at)
         if until is not None:
@@ -62,7 +62,7 @@ class Times:
         return record._replace(seen_at=seen_at, expires_at=expires_at)
 
     def is_renewal_due(self, record: Record, now: datetime) -> bool:
-        """Say whether a session that was only read is to live longer: after a tenth of its time."""
+        """Say whether a session only read is to live longer: after a tenth of the idle time."""
         idle = self.idle[record.remember]
         pause = _RENEW_AT_LEAST_EVERY if idle is None else min(idle / 10, _RENEW_AT_LEAST_EVERY)
         return now - record.seen_at >= pause
@@ -70,10 +70,10 @@ class Times:
     def unseen(
         self, now: datetime, remember: bool | None
     ) -> tuple[dict[str, Any], datetime | None]:
-        """Return what a session must be like to be given a new expiry without a look, and which.
+        """Return the conditions for a new expiry without a look, and the new expiry.
 
-        Only one that is too young for its longest life to matter has an expiry that needs no look.
-        Where the longest life is no longer than the idle time, no expiry ever moves: None.
+        The conditions hold for sessions too young to reach their longest life. Where the longest
+        life is no longer than the idle time, no expiry ever moves: None.
         """
         idle = self.remember if remember else self.expires
         conditions: dict[str, Any] = {"seen_at": {"$gt": now - idle}, "remember": remember}

@@ -1,6 +1,6 @@
-"""One request's state and knowledge of its session: what was done, and what is known to be stored.
+"""One request's state and knowledge of its session, without I/O: the store answers a look.
 
-Nothing here does I/O; the store answers a look. What follows at the commit is the table in `life`.
+The table in `life` says the rest: the moves of a commit, by state and knowledge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """What an application did with a session in its request."""
+    """The actions of an application on the session of a request."""
 
     UNTOUCHED = "the application has not looked at it"
     OPEN = "read or changed; a comparison with what was loaded tells which of the two"
@@ -31,7 +31,7 @@ class State(Enum):
 
 
 class NotLooked(NamedTuple):
-    """Nothing is known yet of what stands under the token."""
+    """Nobody has looked yet under the token."""
 
 
 class Nothing(NamedTuple):
@@ -39,7 +39,7 @@ class Nothing(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The store could not say what stands under the token, and is not asked again."""
+    """The look under the token failed, and the store is not asked again."""
 
     error: StoreError
 
@@ -49,7 +49,7 @@ NOT_LOOKED, NOTHING = NotLooked(), Nothing()
 
 
 class Login(NamedTuple):
-    """A login that is carried out at the commit."""
+    """A login to be carried out at the commit."""
 
     owner: str
     remember: bool | None = None
@@ -57,7 +57,7 @@ class Login(NamedTuple):
 
 
 class Outcome(Enum):
-    """What a commit made of a session, as far as its cookie is concerned."""
+    """The result of a commit, as far as the cookie is concerned."""
 
     KEPT = "the browser's cookie is as good as before"
     RENEWED = "the session lives longer than the browser was told"
@@ -68,22 +68,22 @@ class Outcome(Enum):
 
 
 class Step(NamedTuple):
-    """What a move came to; `Visit.take` makes it count."""
+    """The result of a move; `Visit.take` makes the step count."""
 
     outcome: Outcome
     known: Known
     stored: Changes | None = None
-    """The changes of the draft that are stored now."""
+    """The changes of the draft stored by the move."""
     draft: Draft | None = None
-    """The draft by now, where that is another one."""
+    """The draft by now, where the move made another."""
 
 
 _UNTOUCHED = Draft()
-"""The draft of every visit whose session was not looked at; nobody writes to it."""
+"""The draft of all untouched visits, which nobody writes to."""
 
 
 class Visit:
-    """What one request did with its session, and what it knows of it."""
+    """The actions of one request on the session, and the knowledge of the stored state."""
 
     __slots__ = (
         "_look",
@@ -115,44 +115,44 @@ class Visit:
         self._look = look
         # When the session dies, by the settings of now.
         self.times = times
-        # The keys of secrets that a framework keeps in the data; a login leaves them behind.
+        # The keys of a framework's secrets in the data; a login leaves them behind.
         self.secrets: tuple[str, ...] = ()
-        # Whether a session that begins is to be sealed.
+        # Whether a new session is to be sealed.
         self.seals = seals
-        # What opens the session of the token, once it was needed.
+        # The seal of the session of the token, once needed.
         self.seal: Seal | None = None
         self.came_with = token
         self.state = State.UNTOUCHED
-        # The token that opens the session, as far as is known: the one that came, or was issued.
-        # Empty where there is none.
+        # The token of the session, as far as is known: from the cookie, or issued by a commit.
+        # Empty without a session.
         self.token = Token(token or "")
         self.known: Known = NOT_LOOKED if token else NOTHING
         self.draft = _UNTOUCHED
         # Whether a live session came with the request.
         self.came = False
-        # Whether an earlier commit of this request had changes to store, or gave them up.
+        # Whether an earlier commit of the request had changes to store, or gave them up.
         self.changed = False
-        # The login of this request.
+        # The login of the request.
         self.login: Login | None = None
-        # The moment at which the session is to die, if the application has said one.
+        # The moment of the session's death, if said by the application.
         self.until: datetime | None = None
-        # What becomes of the session's kind of idle time (see `Record.remember`), if anything.
+        # The new kind of idle time (see `Record.remember`), if the request changes the kind.
         self.remember: tuple[bool | None] | None = None
         self._new_token: Token | None = None
 
     def restart(self) -> None:
-        """Forget all that this request saw and did, for another attempt at it."""
+        """Forget all looks and actions of the request, for another attempt."""
         Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
 
-    # What the application does.
+    # The actions of the application.
 
     def touch(self) -> None:
-        """Take note that the application looks at its session."""
+        """Take note of a use by the application."""
         if self.state is State.UNTOUCHED:
             self.state, self.draft = State.OPEN, Draft()
 
     def look(self) -> None:
-        """Ask the store, once, what stands under the token. Raises `StoreError`."""
+        """Ask the store, once, for the session of the token. Raises `StoreError`."""
         known = self.known
         if type(known) is NotLooked:
             self.learn(self._look(self))
@@ -160,24 +160,27 @@ class Visit:
             raise known.error
 
     def learn(self, known: Known) -> None:
-        """Take `known` for what is stored, and this request's changes for changes of that."""
+        """Take `known` for the stored state, and rebase the request's changes on top."""
         self.known = known
         if type(known) is Record:
             self.came = True
             if self.draft is _UNTOUCHED:
                 self.touch()
             self.draft = self.rebased(known)
+        elif type(known) is Nothing and self.login is None:
+            if self._new_token and self._new_token.endswith(document.REMEMBERED):
+                self._new_token = None  # It was for the session that did not come.
         elif type(known) is Failure:
             raise known.error
 
     def rebased(self, record: Record) -> Draft:
-        """Return the draft on top of what is stored; a login keeps no data of another owner."""
+        """Return the draft on top of a record; a login keeps no data of another owner."""
         draft, login = self.draft, self.login
         is_anothers = login is not None and record.owner not in (None, login.owner)
         return draft.rebased(record.data, replaces=draft.replaces or is_anothers)
 
     def read(self) -> Draft:
-        """Return the draft, complete: loaded, unless nothing that is stored would stay."""
+        """Return the draft, complete: loaded, unless no stored data would stay."""
         if self.state is State.UNTOUCHED:
             self.touch()
         if type(self.known) is not Record and not self.draft.replaces:
@@ -194,7 +197,7 @@ class Visit:
         """Have the session get a new token and a new owner at the commit."""
         self.touch()
         if self.draft.data:
-            self.read()  # Whose the data is decides whether it stays.
+            self.read()  # The owner of the data decides whether the data stays.
         if self.owner not in (None, login.owner):
             self.draft.wipe()
         self.draft.drop(self.secrets)
@@ -202,7 +205,7 @@ class Visit:
         self.regenerate()
 
     def destroy(self) -> None:
-        """Have the session end at the commit, and forget its data."""
+        """Have the session end at the commit, and forget the data."""
         self.touch()
         if self.state is not State.ENDED:
             self.state, self.login, self._new_token = State.DESTROYED, None, None
@@ -210,12 +213,12 @@ class Visit:
             self.draft.wipe()
 
     def spoil(self) -> None:
-        """Take note that the document turned out to be none of our form."""
+        """Take note of a document that turned out not to be of our form."""
         self.known, self.came = NOTHING, False
         self.draft.forget()
 
     def discard(self) -> None:
-        """Give up every change of a request that failed, all but its `destroy()`."""
+        """Give up every change of a failed request, all but `destroy()`."""
         self.login = self.until = self.remember = None
         if self.state is State.DESTROYED:
             self.draft.wipe()
@@ -223,24 +226,27 @@ class Visit:
             self.changed = self.changed or self.state is State.REGENERATED
             self.state = State.ENDED
 
-    def live_until(self, moment: datetime) -> None:
-        """Have the session die at `moment`, an aware datetime, not after an idle time from now on.
+    def live_until(self, moment: datetime, remember: bool | None = False) -> None:
+        """Have the session die at `moment`, an aware datetime; this is a change to be stored.
 
-        It may be earlier than before, and is bound by `session_lifetime`.
+        The moment may be earlier than before, and is bound by `session_lifetime`. It counts from
+        now on, unless it is only the end of an idle time (see `Record.remember`).
         """
-        self.touch()
-        self.look()
-        self.until, self.remember = moment, (False,)
+        self._look_at_what_stays()
+        self.until, self.remember = moment, (remember,)
 
     def idle_as(self, remember: bool | None) -> None:
-        """Have the session's idle time be that of another kind (see `Record.remember`)."""
-        self.touch()
-        if self.state is not State.DESTROYED:
-            self.look()
+        """Give the session the idle time of another kind (see `Record.remember`)."""
+        self._look_at_what_stays()
         if self.kind is not remember:
             self.until, self.remember = None, (remember,)
 
-    # What is known of the session.
+    def _look_at_what_stays(self) -> None:
+        self.touch()
+        if self.state is not State.DESTROYED:
+            self.look()
+
+    # The knowledge of the session.
 
     @property
     def has_changes(self) -> bool:
@@ -253,12 +259,12 @@ class Visit:
         at_work = self.state is State.REGENERATED or self.state is State.DESTROYED
         try:
             return self.changed or at_work or self.has_changes
-        except SessionDataError:  # It was changed to what cannot be stored.
+        except SessionDataError:  # Changed to a value that MongoDB cannot hold.
             return True
 
     @property
     def record(self) -> Record | None:
-        """The session as it is stored, if it is known; None for one that is over."""
+        """The stored session, if known; None for a session that is over."""
         known = self.known
         over = self.state is State.DESTROYED or self.state is State.ENDED
         return None if over or type(known) is not Record else known
@@ -277,15 +283,15 @@ class Visit:
             return self.remember[0]
         if self.login is not None:
             return self.login.remember
-        if self.state is State.DESTROYED:
-            return None
+        if self.state is State.DESTROYED or type(self.known) is Nothing:
+            return None  # A session that begins, or none, whatever the cookie was good for.
         if type(self.known) is Record:
             return self.known.remember
         return True if self.token.endswith(document.REMEMBERED) else None
 
     @property
     def new_token(self) -> Token:
-        """The token that the commit will store, if it stores a new session; always the same."""
+        """The token of a new session, if the commit will store one; always the same token."""
         if self._new_token is None:
             self._new_token = document.new_token(remembered=self.kind is True, sealed=self.seals)
         return self._new_token
@@ -301,13 +307,13 @@ class Visit:
 
     @property
     def begins(self) -> bool:
-        """Whether there is something to store in a session that begins."""
+        """Whether a new session has something to store."""
         return bool(self.draft.data) or self.login is not None
 
-    # What a commit came to.
+    # The result of a commit.
 
     def take(self, step: Step) -> Outcome:
-        """Make a step of the commit count: the only place that does. Return its outcome."""
+        """Make a step of the commit count, here and nowhere else. Return the outcome."""
         if step.draft is not None:
             self.draft = step.draft
         if step.stored is not None:

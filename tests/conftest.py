@@ -15,6 +15,21 @@ from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
+from .measured import measure_no_more
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure coverage in the processes of pytest-xdist, and from there on only where asked for."""
+    starts_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not starts_others:
+        measure_no_more()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, for `make quick` to leave them out."""
+    for item in items:
+        if "mongodb_uri" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
 
 
 @pytest.fixture(scope="session")

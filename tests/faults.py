@@ -311,7 +311,7 @@ _READ_BEFORE = {READS.name: Outcome.WORKS}
 _LOST_ONCE = _by_proxy(lambda proxy: proxy.cut_after_request(once=True))
 
 FAULTS = [
-    Fault("server down at start", _killed, is_cold=True, log="nothing listens"),
+    Fault("server down at start", _killed, is_cold=True, log="MongoDB closes the connection"),
     Fault("killed between load and commit", _killed, when=When.BETWEEN, but=_READ_BEFORE),
     Fault("killed and restarted", _killed_and_restarted, Outcome.WORKS),
     Fault("stopped, then continued", _stopped, Outcome.UNKNOWN, log="did not answer in time"),

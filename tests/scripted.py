@@ -10,7 +10,8 @@ import bson
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from mongosession_wsgi import MongoStore, Session
-from mongosession_wsgi.document import CODEC, Mark, decode, id_of
+from mongosession_wsgi.document import CODEC, SEALED, Mark, Token, decode, id_of
+from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.testing.memory import Client
 from mongosession_wsgi.testing.requests import Clock
 from mongosession_wsgi.visit import Visit
@@ -132,11 +133,14 @@ class Scene:
 
         A session is shown as its data, and all else as a word.
         """
+        tokens = {id_of(token): token for token in (visit.came_with, visit.token) if token}
         names = {id_of(visit.token): "new"} if visit.token else {}
         names |= {id_of(visit.came_with): "old"} if visit.came_with else {}
-        return {names.get(id_, "other"): self.at(id_) for id_ in self.server.documents}
+        return {
+            names.get(id_, "other"): self.at(id_, tokens.get(id_)) for id_ in self.server.documents
+        }
 
-    def at(self, id_: str) -> Any:
+    def at(self, id_: str, token: str | None = None) -> Any:
         """Return the data of the session that stands under an id, or a word for something else."""
         if id_ not in self.server.documents:
             return "nothing"
@@ -145,10 +149,11 @@ class Scene:
             return "foreign"
         if isinstance(known, Mark):
             return "mark" if known.successor else "tombstone"
+        if known.version == SEALED:
+            return "sealed" if token is None else Seal(Token(token)).open(known.data)
         return known.data
 
     def live(self, owner: str | None = None) -> list[tuple[str | None, dict[str, Any]]]:
         """Return the owner and the data of each live session, in an order of their own."""
         found = [(info.owner, info.data) for info in self.store.sessions(owner)]
         return sorted(found, key=str)
-

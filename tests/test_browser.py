@@ -15,6 +15,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from .test_examples import SERVERS, served
 
+pytestmark = pytest.mark.server
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 in_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"
@@ -107,3 +109,42 @@ def test_a_person_shops_logs_in_and_logs_out(chromium: webdriver.Chrome, url: st
     chromium.get(url)
     assert cart(chromium) == {}
     assert not chromium.find_elements(By.ID, "owner")
+
+
+@in_chromium
+def test_on_a_phone_nothing_is_cut_and_what_was_added_is_told(
+    chromium: webdriver.Chrome, mongodb_uri: str, tmp_path: Path
+) -> None:
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
+    )
+    with served([*SERVERS["gunicorn"], "hood:app"], mongodb_uri, tmp_path / "log") as url:
+        chromium.get(url)
+        submit(chromium, "button[value='Earl Grey']")
+        assert text(chromium, "[role='status']").startswith("Earl Grey is in your cart.")
+        notice = chromium.find_element(By.CSS_SELECTOR, "[role='status']").rect
+        assert notice["y"] + notice["height"] < 844, "it is seen without scrolling"
+        assert cut(chromium) == []
+        chromium.find_element(By.ID, "name").send_keys("Wolfeschlegelsteinhausenbergerdorff")
+        for form in ("/login", "/promises/two-tabs", "/promises/double-click"):
+            submit(chromium, f"form[action='{form}'] button")
+            assert cut(chromium) == []
+        for path in ("/devices", "/nothing"):
+            chromium.get(url + path)
+            assert cut(chromium) == []
+        chromium.get(url)
+        submit(chromium, "form[action='/promises/another-device'] button")
+        assert cut(chromium) == []
+
+
+def cut(browser: webdriver.Chrome) -> list[str]:
+    """Return the elements that reach beyond the right edge of the window, or hide a part."""
+    return browser.execute_script("""
+        return [...document.querySelectorAll("body *")].filter(element => {
+          const {right, width} = element.getBoundingClientRect();
+          const isHidden = element.closest(".unseen, style") || !width;
+          return !isHidden && (right > innerWidth || element.scrollWidth > element.clientWidth + 1
+            && getComputedStyle(element).display != "inline");
+        }).map(element => element.outerHTML.slice(0, 120))
+    """)

@@ -30,6 +30,7 @@ from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from .measured import MEASURED
 from .proxy import Proxy
 
 TREE = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ LONGEST_WAIT = 60.0
 @pytest.fixture
 def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, str]:
     """What a process of the command finds in its environment: where this test's sessions are."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
     return kept | {
         "PYTHONPATH": str(TREE),
         "PYTHONWARNINGS": "error",
@@ -330,6 +331,12 @@ def test_a_bad_uri_is_told_without_its_password(mongosession: Command) -> None:
     assert "percent-encoded" in failed.stderr
 
 
+def test_a_uri_in_a_wrong_place_is_quoted_without_its_password(mongosession: Command) -> None:
+    uri = f"mongodb://admin:{SECRET}@host/shop"
+    for arguments in (["stats", uri], [uri], ["list", "--newest", uri], ["show", uri]):
+        assert "mongodb://…@host" in mongosession(*arguments, code=2).stderr
+
+
 def test_check_says_so_of_a_server_that_is_not_there(mongosession: Command) -> None:
     uri = f"mongodb://admin:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=200"
     found, driver = mongosession("check", "--uri", uri, code=1).stdout.splitlines()
@@ -410,12 +417,16 @@ def test_init_replaces_the_ttl_index_of_version_1(
     mongosession: Command, stored: Collection[Any]
 ) -> None:
     stored.create_index("expires_at", expireAfterSeconds=0)
-    noted = mongosession("check", code=1, MONGOSESSION_COLL="sessions").stdout
-    assert "note   index on expires_at  expires_at_1, TTL: it deletes all documents" in noted
+    noted = mongosession("check", code=1).stdout
+    assert "note   index on expires_at  expires_at_1, TTL: over all documents" in noted
     assert "mongosession init replaces it" in noted
     lines = mongosession("init").stdout.splitlines()
     assert lines[1] == "expires_at_1, which deleted other documents too, is replaced."
-    assert {"expires_at", "owner"} <= {next(iter(one["key"])) for one in stored.list_indexes()}
+    made = {next(iter(one["key"])): one for one in stored.list_indexes()}
+    assert made.keys() == {"_id", "expires_at", "owner"}
+    assert made["expires_at"]["partialFilterExpression"]
+    assert len(mongosession("init").stdout.splitlines()) == 1
+    assert "note" not in mongosession("check").stdout
 
 
 def test_hints_repeat_the_options_that_were_given(
@@ -713,11 +724,11 @@ from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.cli import main
 
 class Gate(monitoring.CommandListener):
-    deletes = 0
+    batches = 0
     def started(self, event):
-        deletes = event.command_name == "delete"
-        self.deletes += deletes
-        if deletes and self.deletes == 3:
+        is_batch = event.command_name in ("update", "delete")
+        self.batches += is_batch
+        if is_batch and self.batches == 3:
             print("at the gate", file=sys.stderr, flush=True)
             time.sleep(60)
     def succeeded(self, event): ...

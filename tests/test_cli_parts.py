@@ -106,6 +106,12 @@ def test_no_password_is_shown_in_any_form(options: dict[str, Any], shown: str) -
     assert text.endswith(" here")
 
 
+def test_a_password_of_several_lines_is_not_shown_either() -> None:
+    secrets = secrets_of({"password": "hun\nter2"})
+    for shown in ("hun\nter2", "'hun\\nter2'"):
+        assert "ter2" not in without(secrets, f"could not use {shown}")
+
+
 def test_a_short_password_is_removed_only_where_it_stands_alone() -> None:
     assert without(["pw"], "user pw of pwned") == "user … of pwned"
     assert without([], "a mongodb+srv://u:p@h b") == "a mongodb+srv://…@h b"

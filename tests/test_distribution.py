@@ -8,9 +8,15 @@ import sys
 import tarfile
 import venv
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from mongosession_wsgi import embedded
+
+# Building and installing take pip's time, and a package index.
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("setup.cfg", "setup.py", "README.md", "LICENSE", "mongosession_wsgi")
@@ -56,3 +62,32 @@ def test_the_distributions_hold_every_module_the_types_and_the_licence(built: Pa
     assert not [name for name in names if name.startswith(("tests", "examples"))]
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         assert {"LICENSE", "README.md"} <= {Path(name).name for name in sdist.getnames()}
+
+
+@pytest.fixture
+def setup_cfg() -> ConfigParser:
+    setup_cfg = ConfigParser(interpolation=None)
+    setup_cfg.read(ROOT / "setup.cfg")
+    return setup_cfg
+
+
+def test_the_extra_brings_the_server_that_the_module_runs(setup_cfg: ConfigParser) -> None:
+    too_new = "{}.{}".format(*embedded._TOO_NEW)
+    brought = setup_cfg["options.extras_require"]["embedded"].replace(" ", "").split()
+    assert brought[0] == f'{embedded._RELEASE};python_version<"{too_new}"'
+    assert brought[1].startswith("uv>=")
+    assert brought[1].endswith(f';python_version>="{too_new}"')
+    assert embedded._PYTHONS.split(",") == [">=3.10", f"<{too_new}"]
+
+
+def test_the_classifiers_name_every_supported_python(setup_cfg: ConfigParser) -> None:
+    classifiers = setup_cfg["metadata"]["classifiers"]
+    for minor in range(10, 16):
+        assert f"Programming Language :: Python :: 3.{minor}\n" in classifiers
+    assert setup_cfg["options"]["python_requires"] == ">=3.10"
+
+
+def test_the_demo_installs_no_tool_of_ours(setup_cfg: ConfigParser) -> None:
+    """`make demo` is a newcomer's first minute: a shop, its server, and nothing else."""
+    demo = setup_cfg["options.extras_require"]["demo"].split()
+    assert demo == ["mongosession-wsgi[bottle,embedded]", "gunicorn", "PyYAML"]

@@ -128,6 +128,7 @@ def run(page: Path, uri: str, database: str) -> None:
     """Run the Python of a page, block by block in one module, and visit each application in it."""
     DRIVER_DEFAULTS["host"] = uri  # For the pages name no host, which is to be the tests' server.
     module = sys.modules["page"] = ModuleType("page")
+    del module.__spec__  # Python 3.15 warns of a specification that names no loader.
     namespace = vars(module)
     visited: dict[str, Any] = {}
     for block in blocks(page):

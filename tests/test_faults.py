@@ -8,6 +8,8 @@ import pytest
 
 from .faults import FAULTS, Fault, Rig, Server, durability, leaks, rigs, run
 
+pytestmark = pytest.mark.server
+
 TIMEOUT = 1.0
 CHEAP = [fault for fault in FAULTS if "11602" not in fault.name and "189" not in fault.name]
 """Two of the four codes of an election are left to `make faults`: the driver takes all alike."""

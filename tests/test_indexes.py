@@ -1,4 +1,4 @@
-"""The indexes: which count, which are in the way, and that no visitor notices their making."""
+"""The indexes: equivalents, conflicts, and visitors who notice nothing of their making."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def passed(collection: SessionCollection) -> threading.Thread | None:
     return collection._indexes.thread
 
 
-# Which there are.
+# Their options.
 
 
 def test_both_are_made(made: Made, stored: Collection[Any]) -> None:  # noqa: F811
@@ -82,7 +82,7 @@ def test_the_ttl_index_is_of_all_that_is_ours_and_of_nothing_else(
     assert stored.count_documents(OURS) == len(ours) + 2, "marks of both versions"
 
 
-# Which count.
+# Equivalents and conflicts.
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_of_two_failures_one_that_may_pass_is_tried_again(
 
 
 def test_the_pause_grows_up_to_minutes() -> None:
-    tries, pauses = indexes._Tries(), []
+    tries, pauses = indexes._Tries(lambda: None), []
     for _ in range(12):
         before = tries.next_at
         tries.put_off()

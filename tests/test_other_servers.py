@@ -83,6 +83,7 @@ def test_a_server_that_tells_its_time_otherwise_or_not_at_all(
     pretender.changes["hello"] = lambda answer: answer | {"localTime": of(now)}
     found = findings(there)
     assert found["clock"].verdict is (GOOD if of(now) else NOTE)
+    assert ("does not tell its time" in found["clock"].words) == (of(now) is None)
     assert found["expired sessions"].verdict is GOOD
     assert "round trip" in found
 
@@ -109,7 +110,8 @@ def test_a_look_that_fails_in_an_unforeseen_way_is_a_line_of_the_report(
     pretender: Pretender, there: MongoStore
 ) -> None:
     pretender.changes["hello"] = lambda answer: answer | {"localTime": bson.Int64(2**62)}
-    pretender.changes["listIndexes"] = lambda answer: {"ok": 1.0, "cursor": {"firstBatch": [{}]}}
+    nothing = {"id": bson.Int64(0), "ns": "shop.sessions", "firstBatch": [{}]}
+    pretender.changes["listIndexes"] = lambda answer: {"ok": 1.0, "cursor": nothing}
     found = findings(there)
     assert (found["clock"].verdict, found["expired sessions"].verdict) == (NOTE, NOTE)
     assert found["index on owner"].verdict is NOTE

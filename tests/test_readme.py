@@ -15,7 +15,7 @@ from mongosession_wsgi.settings import Settings
 from .wsgi import Browser, Response
 
 README = Path(__file__).parent.parent / "README.md"
-PAGES = [README, README.parent / "SECURITY.md", *README.parent.glob("docs/**/*.md")]
+PAGES = [*README.parent.glob("*.md"), *README.parent.glob("docs/**/*.md")]
 MADE_UP = '{"mongodb_session_db": "myapp"}'
 
 

@@ -130,6 +130,7 @@ class TestForgetful(Conformance):
 """
 
 
+@pytest.mark.server
 def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text(BROKEN)
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", tmp_path]
@@ -249,6 +250,51 @@ def test_flasks_client_within_the_middleware(memory: MemoryStore) -> None:
     app.wsgi_app = SessionMiddleware(count, SETTINGS, store=memory)  # type: ignore[method-assign]
     client = app.test_client()
     use(client, lambda: client.get("/", buffered=True).text, memory)
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "https://testserver"])
+def test_the_client_of_httpx(url: str, app: Any, memory: MemoryStore) -> None:
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(transport=httpx.WSGITransport(app=app), base_url=url) as client:
+        use(client, lambda: str(client.get("/").text), memory)
+
+
+def test_starlettes_client(memory: MemoryStore) -> None:
+    starlette, a2wsgi = (pytest.importorskip(name) for name in ("starlette.testclient", "a2wsgi"))
+    app = a2wsgi.WSGIMiddleware(SessionMiddleware(count, SETTINGS, store=memory))
+    client = starlette.TestClient(app, base_url="https://testserver")
+    use(client, lambda: str(client.get("/").text), memory)
+    for host in "localhost", "testserver":
+        refuses(starlette.TestClient(app, base_url=f"http://{host}"), memory)
+
+
+def refuses(client: Any, store: MemoryStore) -> None:
+    with (
+        pytest.raises(ValueError, match=r"never sends it back; .*https"),
+        session_of(client, store),
+    ):
+        pass
+
+
+def test_a_client_that_never_sends_the_cookie_back_is_told_so(
+    app: Any, memory: MemoryStore
+) -> None:
+    refuses(TestApp(app, extra_environ={"HTTP_HOST": "example.com"}), memory)
+    over_tls = {"HTTP_HOST": "example.com", "wsgi.url_scheme": "https"}
+    client = TestApp(app, extra_environ=over_tls, lint=False)
+    use(client, lambda: str(client.get("/").text), memory)
+    insecure = MemoryStore(SETTINGS | {"session_secure": False})
+    with session_of(TestApp(app, extra_environ={"HTTP_HOST": "example.com"}), insecure):
+        pass
+
+
+def test_a_client_of_httpx_that_never_sends_it_back_is_told_so(
+    app: Any, memory: MemoryStore
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    transport = httpx.WSGITransport(app=app)
+    with httpx.Client(transport=transport, base_url="http://testserver") as client:
+        refuses(client, memory)
 
 
 def test_another_client_is_refused(memory: MemoryStore) -> None:

@@ -1,4 +1,4 @@
-"""The command `mongosession`, for whoever has not installed what it is made of too."""
+"""The command `mongosession`; without its packages, a sentence says how to install them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PARTS = {"click", "rich"}
 
 
 def main() -> None:
-    """Run the command, or say what to install for it."""
+    """Run the command, or say which packages to install."""
     try:
         from .commands import run
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Look through all sessions, and end many of them.
 
-Nothing here is called for a request. Long results are yielded piece by piece, so that a million
-sessions need no more memory than one batch; data leaves MongoDB only if it is asked for.
+No request calls this module. Long results are yielded piece by piece, so that a million sessions
+need no more memory than one batch. Data leaves MongoDB only on demand.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from ..errors import StoreError
 from ..failures import NOT_ALLOWED, explaining
 from ..indexes import OURS
 from ..store import MongoStore, utc_now
+from ..times import Times
 from .judging import Index, old_indexes
 
 _OLD_NAME = "expires_at_1"
 """The name of the TTL index that version 1 made."""
 AT_A_TIME = 200
-"""The sessions that one command ends: few enough for an interruption to come soon."""
+"""The sessions that one command ends: few enough for a quick interruption."""
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
 _SESSION = SESSION | {"_id": {"$type": "string"}}
 _SIZE = {"$bsonSize": "$$ROOT"}
 SIZED = {"v": 1, "size": _SIZE}
-"""A projection that has the server tell the size of a document."""
+"""A projection with the size of a document."""
 _NAMES = ("owner", "label", "remember", "created_at", "seen_at", "expires_at")
 _OUTLINE = dict.fromkeys(_NAMES, 1) | {"v": 1}
 REFUSED = {NOT_ALLOWED, 8000}
-"""The codes of errors: not for this user; not in this tier of Atlas."""
+"""The codes of errors: not allowed to this user, not in this tier of Atlas."""
 _NO_LACK = REFUSED | {18, 50, 11601, 16500}
-"""The codes of errors that say nothing of what a server can do: not allowed, too late, too busy."""
+"""The codes of errors of a server that can run the command: not allowed, too late, too busy."""
 
 SIZES = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
 AGES = tuple(
@@ -54,11 +55,11 @@ AGES = tuple(
 
 
 class NotAllowedError(StoreError):
-    """The user of the database may not do that."""
+    """The user of the database may not run a command."""
 
 
 class Summary(NamedTuple):
-    """What is known of a session without its data."""
+    """A session without its data."""
 
     id: str
     owner: str | None
@@ -74,14 +75,14 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of the live sessions: those to which everything applies that is not None."""
+    """A choice among the live sessions; None leaves a condition out."""
 
     owner: str | None = None
     idle_for: timedelta | None = None
     larger_than: int | None = None
 
     def conditions(self, now: datetime) -> dict[str, Any]:
-        """Return what a live session has to match."""
+        """Return the filter of the selected live sessions."""
         conditions: dict[str, Any] = _SESSION | {"expires_at": {"$gt": now}}
         if self.owner is not None:
             conditions["owner"] = self.owner
@@ -94,11 +95,11 @@ class Selection:
 
 @dataclass
 class Statistics:
-    """How many sessions there are, and of what kinds.
+    """The numbers of sessions, by kind.
 
-    Of the live ones, `sizes` counts those below each of `SIZES` and, last, those above all; `ages`
-    since they were created and `idle` since they were last used, the same by `AGES`. A server that
-    does not tell sizes leaves the sessions without, and `sized` False.
+    `sizes` counts the live sessions below each of `SIZES` and, last, those above all. `ages` does
+    the same by `AGES` for the time since the creation, `idle` for the time since the last use.
+    `sized` is False if the server tells no sizes.
     """
 
     live: int = 0
@@ -117,20 +118,32 @@ class Statistics:
 
 
 class Administration:
-    """Look after all sessions of a store; every method raises `StoreError` if MongoDB fails."""
+    """Look after all sessions of a store; every method raises `StoreError` if MongoDB fails.
 
-    def __init__(self, store: MongoStore, *, clock: Callable[[], datetime] = utc_now) -> None:
+    A look finds the sessions that are live by `times`, the settings of the application, or by
+    their stored expiry if those are not known. Ending goes by the stored expiry alone, because
+    longer times would bring a session back.
+    """
+
+    def __init__(
+        self,
+        store: MongoStore,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        times: Times | None = None,
+    ) -> None:
         self.store = store
         self._clock = clock
+        self._times = times
 
     # Looking.
 
     def count(self, selection: Selection) -> int:
-        """Return how many live sessions are selected."""
+        """Return how many sessions `end` would end."""
         return self._counted(selection.conditions(self._clock()))
 
     def count_ids(self, ids: Sequence[str]) -> int:
-        """Return how many of these ids are of live sessions, or of such as have a new id by now."""
+        """Return how many of these ids are of sessions that live, if by now under a new id."""
         among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
         return self._counted(among | document.OURS | live | {"ended": {"$ne": True}})
 
@@ -140,11 +153,11 @@ class Administration:
 
     def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
-        conditions = selection.conditions(self._clock())
+        conditions = self._live(selection, self._clock())
         try:
             with explaining(), closing(self._outlines(conditions, newest)) as outlines:
                 for raw in outlines:
-                    summary = _summary(raw)
+                    summary = _summary(raw, self._times)
                     if summary is not None:
                         yield summary
         except StoreError as error:
@@ -154,11 +167,11 @@ class Administration:
             raise
 
     def session(self, id: str) -> Summary | None:
-        """Return what is known of the live session of this public id, or None."""
-        conditions = self._live(id)
+        """Return the live session of this public id without its data, or None."""
+        conditions = self._live_one(id)
         with explaining(), closing(self._outlines(conditions)) as outlines:
             raw = next(outlines, None)
-            found = None if raw is None else _summary(raw)
+            found = None if raw is None else _summary(raw, self._times)
             if found is None or found.size is not None:
                 return found
             whole = self.store.collection.find_one(conditions)
@@ -167,11 +180,11 @@ class Administration:
     def whole(self, id: str) -> tuple[Summary, dict[str, Any]] | None:
         """Return the live session of this public id with its data, or None.
 
-        There is no data of a session that is sealed.
+        The data of a sealed session is empty here.
         """
         with explaining():
-            raw = self.store.collection.find_one(self._live(id))
-        found = None if raw is None else _summary(raw)
+            raw = self.store.collection.find_one(self._live_one(id))
+        found = None if raw is None else _summary(raw, self._times)
         if raw is None or found is None:
             return None
         found = found._replace(size=len(raw.raw))
@@ -184,7 +197,7 @@ class Administration:
         """Count the sessions; MongoDB does it, and sends only the counts."""
         now = self._clock()
         statistics = Statistics(expired=self.count_expired())
-        stages = _counting(Selection().conditions(now), now)
+        stages = _counting(self._live(Selection(), now), now)
         try:
             with explaining(), self.store.collection.aggregate(stages) as groups:
                 for group in groups:
@@ -196,9 +209,9 @@ class Administration:
         return statistics
 
     def doubt(self) -> str | None:
-        """Say that the database or the collection is not there, which no empty answer tells.
+        """Return a doubt about the names if the database or the collection does not exist.
 
-        None if it is there, or if this user may not know.
+        None if both exist, or if this user may not know. An empty answer would not tell.
         """
         collection = self.store.collection
         database = collection.database
@@ -225,10 +238,10 @@ class Administration:
             return None
 
     def old_index(self) -> str | None:
-        """Return the name of a TTL index over all documents, such as version 1 made, or None.
+        """Return the name of a TTL index over all documents, as version 1 made it, or None.
 
-        An index of another name was made by somebody else. It is theirs to replace if documents
-        of theirs expire by it.
+        An index of another name was made by somebody else, and stays if documents of theirs expire
+        by it.
         """
         others = {"$nor": [OURS], "expires_at": {"$type": "date"}}
         for name in old_indexes(self.indexes() or []):
@@ -250,14 +263,14 @@ class Administration:
     # Ending.
 
     def end(self, selection: Selection) -> Iterator[int]:
-        """End the selected sessions batch by batch; yield how many each batch ended.
+        """End the selected sessions batch by batch; yield the number of each batch.
 
-        A session that is used in the meantime, so that it is selected no more, lives on. If nothing
-        but an owner is asked for, the sessions end too that are just being regenerated.
+        A session lives on if a use in the meantime takes it out of the selection. A selection by
+        owner alone, or of all, also ends sessions that are given a new token meanwhile.
         """
         begun = self._clock()
         conditions = selection.conditions(begun)
-        # Later looks leave those alone that began since, or there would be no end of them.
+        # Later looks leave sessions alone that began since; else the looks might never end.
         later = conditions | {"created_at": {"$lte": begun}}
         yield from self._over_and_over(self._end, conditions, later)
         if selection.idle_for is None and selection.larger_than is None:
@@ -265,21 +278,25 @@ class Administration:
                 yield self.store.revoke(id_)
 
     def purge(self) -> Iterator[int]:
-        """Delete what has expired, batch by batch; yield how many each batch deleted."""
+        """Delete expired documents batch by batch; yield the number of each batch."""
         expired = expired_by(self._clock())
         yield from self._over_and_over(self._delete, expired, expired)
 
-    # What these are made of.
+    # Steps of the methods above.
 
-    def _live(self, id: str) -> dict[str, Any]:
+    def _live(self, selection: Selection, now: datetime) -> dict[str, Any]:
+        conditions = selection.conditions(now)
+        return conditions if self._times is None else conditions | _live_by(self._times, now)
+
+    def _live_one(self, id: str) -> dict[str, Any]:
         this = {"_id": id}
         # The id comes first: the embedded server searches by the first index it meets.
-        return this | Selection().conditions(self._clock()) | this
+        return this | self._live(Selection(), self._clock()) | this
 
     def _outlines(
         self, conditions: dict[str, Any], newest: int = 0
     ) -> Generator[RawBSONDocument, None, None]:
-        """Yield what matches without its data; without its size, too, if the server can't tell."""
+        """Yield matching documents without data; without sizes, too, if the server tells none."""
         find = self.store.collection.find
         for projection in (_OUTLINE | SIZED, _OUTLINE):
             found = find(conditions, projection, batch_size=_READ_AT_A_TIME)
@@ -298,7 +315,7 @@ class Administration:
                 return
 
     def _counted_here(self, now: datetime) -> Statistics:
-        """Count the sessions in this process, for a server that can't."""
+        """Count the sessions in this process, for a server that can't count them by kind."""
         statistics = Statistics(expired=self.count_expired())
         ages = [age.total_seconds() for age in AGES]
         for one in self.sessions(Selection()):
@@ -325,9 +342,9 @@ class Administration:
                 yield raw["_id"]
 
     def _moving(self, owner: str | None, begun: datetime) -> list[str]:
-        """Return the ids of sessions that go on under an id of which nothing is known here.
+        """Return the ids of marks whose sessions go on under an unknown id.
 
-        Of a session that is given one new token after the other, that is the last mark alone.
+        A session that is given one new token after the other has many marks, and the last counts.
         """
         marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
         if owner is not None:
@@ -342,16 +359,16 @@ class Administration:
         conditions: dict[str, Any],
         later: dict[str, Any],
     ) -> Iterator[int]:
-        """Remove what matches; look again for what matches `later`, until nothing does.
+        """Remove matching documents, then look again for `later` until nothing matches.
 
-        One look misses a session that is regenerated under way, to an id where it has been
-        already; and it ends if a connection breaks, or with an election.
+        A single look misses sessions that move, under way, to an id that was passed already. A
+        broken connection or an election ends a look early.
         """
         removed = 1
         while removed:
             removed = 0
             try:
-                # Closed here, also by an interruption: no cursor can be once its client is.
+                # Closed here, also by an interruption: a client that is closed closes no cursor.
                 with closing(self._ids(conditions)) as found:
                     for ids in _batches(found):
                         count = remove(ids, conditions)
@@ -370,6 +387,16 @@ class Administration:
         return self.store.delete(ids, conditions)
 
 
+def _live_by(times: Times, now: datetime) -> dict[str, Any]:
+    """Return the filter of sessions that neither their idle time nor their lifetime has ended."""
+    kinds: list[dict[str, Any]] = [
+        {"remember": kind} if idle is None else {"remember": kind, "seen_at": {"$gt": now - idle}}
+        for kind, idle in times.idle.items()
+    ]
+    young = [] if times.lifetime is None else [{"created_at": {"$gt": now - times.lifetime}}]
+    return {"$and": [{"$or": kinds}, *young]}
+
+
 def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
     remaining = iter(ids)
     while batch := list(islice(remaining, AT_A_TIME)):
@@ -377,7 +404,7 @@ def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _counting(conditions: dict[str, Any], now: datetime) -> list[dict[str, Any]]:
-    """Return the stages that count sessions by kind; there are few kinds, however many sessions."""
+    """Return the stages that count sessions by kind; the kinds are few, however many sessions."""
     ages = [round(age.total_seconds() * 1000) for age in AGES]
     kind = {
         "logged_in": {"$cond": [{"$eq": ["$owner", None]}, 0, 1]},
@@ -391,7 +418,7 @@ def _counting(conditions: dict[str, Any], now: datetime) -> list[dict[str, Any]]
 
 
 def _bucket(value: Any, bounds: Iterable[int]) -> dict[str, Any]:
-    """Return the expression for the number of the first of `bounds` that a value is below."""
+    """Return the expression for the number of the first of `bounds` above a value."""
     below = enumerate(bounds)
     branches = [{"case": {"$lt": [value, bound]}, "then": number} for number, bound in below]
     return {"$switch": {"branches": branches, "default": len(branches)}}
@@ -418,12 +445,12 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 
 def _is_lack(error: BaseException | None) -> bool:
-    """Say whether a server refused a command because it cannot do that."""
+    """Say whether a server refused a command because it lacks a feature."""
     return isinstance(error, OperationFailure) and not error.timeout and error.code not in _NO_LACK
 
 
-def _summary(raw: RawBSONDocument) -> Summary | None:
-    """Return what is known; None for what only a look at its values shows to be no session."""
+def _summary(raw: RawBSONDocument, times: Times | None = None) -> Summary | None:
+    """Read a document without its data; None if its values show that it is no session."""
     try:
         found = bson.decode(raw.raw, codec_options=document.CODEC)
     except BSONError:
@@ -437,7 +464,7 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         owner=record.owner,
         created_at=record.created_at,
         seen_at=record.seen_at,
-        expires_at=record.expires_at,
+        expires_at=record.expires_at if times is None else times.end_of(record),
         size=int(size) if isinstance(size, int | float) else None,
         label=record.label,
         remembered=record.remember is True,

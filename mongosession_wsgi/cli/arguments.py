@@ -1,4 +1,4 @@
-"""What the command line may say: texts, lengths of time, sizes, and the ids of sessions."""
+"""Kinds of arguments: texts, lengths of time, sizes, and the ids of sessions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 
 def fault_of(text: str) -> str | None:
-    """Say why a text from the command line or the environment is refused; None if it is not.
+    """Return why a text from the command line or the environment is refused, or None.
 
-    Bytes that are no text reach Python as surrogates, which no database takes.
+    Bytes that are no text reach Python as surrogates, and no database takes surrogates.
     """
     if any(category(one) == "Cs" for one in text):
         return "is no text in the encoding of this terminal; most terminals want UTF-8"
@@ -75,7 +75,7 @@ def as_size(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 
 
 def as_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Check a public id, so that a mistyped option is not taken for one."""
+    """Check a public id, so that a mistyped option is not taken for an id."""
     if not _ID.fullmatch(value):
         message = f"{value!r} is no public id: they have 43 characters, and list shows them"
         raise click.BadParameter(message, ctx, param)
@@ -83,12 +83,12 @@ def as_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def as_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Check public ids, and leave out those that are given twice."""
+    """Check public ids, and leave out repetitions."""
     return tuple(dict.fromkeys(as_id(ctx, param, one) for one in value))
 
 
 class TakesIds(click.Command):
-    """A command whose arguments are ids, of which one in 64 begins like an option."""
+    """A command whose arguments are ids; each 64th id begins like an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" not in args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from .connection import Connection, reach
 from .console import counted
 from .health import Health
 from .judging import has_ttl
+from .reasons import without_users
 from .streams import say
 from .verdicts import Finding, Verdict
 
@@ -35,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
 _LONGEST = timedelta(minutes=10)
-"""The time for one command to MongoDB that looks at all sessions."""
+"""The time for one MongoDB command that looks at all sessions."""
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
 _NOTHING = "No session matches."
 
@@ -67,7 +69,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def _connecting(command: F) -> F:
-    """Give a command, or the program, the options that say where the sessions are."""
+    """Give a command, or the program, the options for where the sessions are."""
     told: dict[str, Any] = {"expose_value": False, "callback": _remember}
     for give in reversed((
         option("--settings", "file", metavar="FILE", type=click.Path(path_type=Path),
@@ -97,8 +99,8 @@ def _connecting(command: F) -> F:
 def program() -> None:
     """Look after the web sessions that mongosession_wsgi keeps in MongoDB.
 
-    Where they are is told by --settings FILE, by --uri, --db and --coll, or by MONGODB_URI,
-    MONGOSESSION_DB and MONGOSESSION_COLL in the environment; before the subcommand or after it.
+    Say where the sessions are by --settings FILE, by --uri, --db and --coll, before the subcommand
+    or after it, or by MONGODB_URI, MONGOSESSION_DB and MONGOSESSION_COLL in the environment.
     """
     click.get_current_context().ensure_object(Connection)
 
@@ -111,8 +113,8 @@ def program() -> None:
 def check(as_json: bool) -> None:
     """Look at the connection, the server, the indexes and the clocks, and try a session.
 
-    Prints a line with a verdict for each, and exits with 1 if anything is wrong. The session that
-    is tried is deleted again.
+    Prints a line with a verdict for each, and exits with 1 if anything is wrong. The session is
+    deleted again.
     """
     connection = _connection()
     found: list[Finding] = []
@@ -131,10 +133,9 @@ def check(as_json: bool) -> None:
 @_connecting
 @option("--sharded", is_flag=True, help="Also print how to shard the collection.")
 def init(sharded: bool) -> None:
-    """Make the indexes; those that are there already stay.
+    """Make the indexes that are missing.
 
-    The TTL index of version 1 is replaced: it deletes all documents that expire, also such as are
-    no sessions.
+    The TTL index of version 1 is replaced: it deletes all documents that expire, not only sessions.
     """
     with _administration() as administration:
         old = _drop_old_index(administration)
@@ -151,7 +152,8 @@ def init(sharded: bool) -> None:
     if old is not None:
         click.echo(f"{old}, which deleted other documents too, is replaced.", err=sharded)
     if made is not None and not has_ttl(made):
-        say(f"This server has no TTL, so {_connection().hint('purge')} has to delete what expires.")
+        purge_line = _connection().hint("purge")
+        say(f"This server has no TTL, so {purge_line} has to delete expired sessions.")
     if sharded:
         click.echo(f"sh.enableSharding({json.dumps(database)})")
         click.echo(f'sh.shardCollection({json.dumps(name)}, {{ _id: "hashed" }})')
@@ -181,15 +183,18 @@ def stats(as_json: bool) -> None:
     ),
 )
 @_connecting
-@option("--owner", metavar="O", help="Only those of this owner.")
+@option("--owner", metavar="O", help="Only sessions of this owner.")
 @option(
-    "--idle-for", callback=as_span, metavar="TIME", help="Only those not used for so long: 2h, 30d."
+    "--idle-for",
+    callback=as_span,
+    metavar="TIME",
+    help="Only sessions not used for so long: 2h, 30d.",
 )
 @option(
     "--larger-than",
     callback=as_size,
     metavar="BYTES",
-    help="Only those of more bytes: 500, 10k, 1M.",
+    help="Only sessions of more bytes: 500, 10k, 1M.",
 )
 @option("--newest", type=click.IntRange(1), metavar="N", help="The N that were used last.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -202,8 +207,8 @@ def list_(
 ) -> None:
     """List the live sessions, without their data.
 
-    In a pipe, a line has, between tabs: id, owner, when it was created, last used, expires, and
-    its size in bytes. They come in no order, unless --newest is given.
+    In a pipe, a line has, between tabs: id, owner, the moments of creation, last use and expiry,
+    and the size in bytes. The lines come in no order, unless you give --newest.
     """
     selection = Selection(owner, idle_for, larger_than)
     with (
@@ -219,7 +224,7 @@ def list_(
 @program.command(cls=TakesIds, epilog=_examples("show ID", "show ID --data"))
 @_connecting
 @argument("id", callback=as_id)
-@option("--data", is_flag=True, help="Also what the application keeps in it.")
+@option("--data", is_flag=True, help="Also the data that the application keeps in it.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(id: str, data: bool, as_json: bool) -> None:
     """Show one session by its public id, the first column of list."""
@@ -247,16 +252,16 @@ def show(id: str, data: bool, as_json: bool) -> None:
 )
 @_connecting
 @argument("ids", nargs=-1, metavar="[ID]...", callback=as_ids)
-@option("--owner", metavar="O", help="All of this owner.")
+@option("--owner", metavar="O", help="All sessions of this owner.")
 @option(
     "--idle-for",
     callback=as_span,
     metavar="TIME",
-    help="All that were not used for so long: 2h, 30d.",
+    help="All sessions not used for so long: 2h, 30d.",
 )
-@option("--all", "every", is_flag=True, help="All there are.")
+@option("--all", "every", is_flag=True, help="All sessions.")
 @option("--yes", is_flag=True, help="Do not ask.")
-@option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@option("--dry-run", is_flag=True, help="Only count.")
 def revoke(
     ids: tuple[str, ...],
     owner: str | None,
@@ -267,8 +272,8 @@ def revoke(
 ) -> None:
     """End sessions, after a question: by their ids, or all that are selected.
 
-    It may be interrupted, and run again to go on. --owner with --idle-for ends those to which
-    both apply. Sessions that begin in the meantime may live on.
+    You may interrupt the command, and run it again to go on. --owner with --idle-for ends sessions
+    to which both apply. Sessions that begin in the meantime may live on.
     """
     selects = owner is not None or idle_for is not None
     if bool(ids) + selects + every != 1:
@@ -291,9 +296,9 @@ def revoke(
 
 @program.command(epilog=_examples("purge --db shop", "purge --settings production.yaml --dry-run"))
 @_connecting
-@option("--dry-run", is_flag=True, help="Only say how many it would be.")
+@option("--dry-run", is_flag=True, help="Only count.")
 def purge(dry_run: bool) -> None:
-    """Delete what has expired, for a server whose TTL monitor is off."""
+    """Delete expired sessions, for a server whose TTL monitor is off."""
     with _administration() as administration:
         total = administration.count_expired()
         if dry_run:
@@ -310,8 +315,8 @@ def purge(dry_run: bool) -> None:
 def embedded(folder: Path | None, port: int) -> None:
     """Run the embedded server until Ctrl-C, and print its URI.
 
-    Its data is in FOLDER, which is made if need be; without one, in a folder that is deleted in
-    the end. It is for trying things out, not for production.
+    The data is in FOLDER, which is made if need be; without FOLDER, in a folder that is deleted in
+    the end. The server is for trying things out, not for production.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory() as temporary:
@@ -321,7 +326,7 @@ def embedded(folder: Path | None, port: int) -> None:
 def run() -> int:
     """Run the command line; return the exit code."""
     streams.prepare()
-    logger.setLevel(logging.ERROR)  # The command itself says what is worth a warning.
+    logger.setLevel(logging.ERROR)  # The command has its own words for warnings.
     try:
         code = _ran()
         sys.stdout.flush()
@@ -339,10 +344,9 @@ def _ran() -> int:
     try:
         return program.main(prog_name="mongosession", standalone_mode=False) or 0
     except click.ClickException as error:
-        try:
-            error.show()
-        except OSError:
-            streams.drop_output(sys.stderr)
+        shown = io.StringIO()
+        error.show(file=shown)
+        say(without_users(shown.getvalue().rstrip("\n")))  # A URI in a wrong place may be quoted.
         return error.exit_code
     except click.Abort:
         say("Interrupted.")
@@ -351,7 +355,7 @@ def _ran() -> int:
 
 @contextmanager
 def _silent_ends() -> Iterator[None]:
-    """Exit as a program does whose reader has enough."""
+    """Exit without a word if the reader of the output has enough."""
     try:
         yield
     except BrokenPipeError:
@@ -384,11 +388,11 @@ def _store(longest: timedelta | None) -> Iterator[MongoStore]:
 def _administration() -> Iterator[Administration]:
     with _store(_LONGEST) as store:
         reach(store)
-        yield Administration(store)
+        yield Administration(store, times=_connection().times(store))
 
 
 def _drop_old_index(administration: Administration) -> str | None:
-    """Drop the TTL index of version 1; return its name if it was there and is gone."""
+    """Drop the TTL index of version 1; return its name, or None if there is none to drop."""
     name = administration.old_index()
     if name is None:
         return None
@@ -401,7 +405,7 @@ def _drop_old_index(administration: Administration) -> str | None:
 
 
 def _noted(administration: Administration, found: Iterator[Summary]) -> Iterator[Summary]:
-    """Pass sessions on; say at the end what an empty or incomplete list does not tell."""
+    """Pass sessions on; at the end, explain a list that is empty or without sizes."""
     count = unsized = 0
     for one in found:
         count += 1
@@ -429,13 +433,13 @@ def _agreed(question: str) -> bool:
 
 
 def _work(done: str, what: str, total: int, batches: Iterator[int], nothing: str = "") -> None:
-    """Do what yields counts, show how far it is, and say how far it came."""
+    """Run through `batches` of counts with a progress bar, and print the sum."""
     count = 0
     try:
-        with console.progress(f"{done.capitalize()}", total) as bar:
+        with console.progress(done.capitalize(), total) as move:
             for batch in batches:
                 count += batch
-                bar.update(bar.task_ids[0], completed=count)
+                move(count)
     except KeyboardInterrupt:
         so_far = f"{count:,} of {counted(total, what)} {done}"
         say(f"Interrupted: {so_far}. Run it again to go on.")

@@ -23,6 +23,7 @@ from ..errors import SettingsError, StoreError
 from ..failures import explained
 from ..settings import Settings
 from ..store import MongoStore
+from ..times import Times
 from .arguments import fault_of
 from .reasons import secrets_of, without
 
@@ -39,12 +40,12 @@ _OPTIONS = {
     "collection": "--coll",
 }
 _LONGEST_LOOK = 1.0
-"""The seconds that a look for a refused connection may take; a refusal needs far less."""
+"""The seconds for a look for a refused connection; a refusal needs far fewer."""
 _BETWEEN_LOOKS = 0.01
 _FINAL = {errno.ECONNREFUSED, errno.ENOENT} | {
     value for name, value in vars(socket).items() if name.startswith("EAI_")
 }
-"""The numbers of errors that do not pass by themselves: a refusal, no such socket, no such name."""
+"""The numbers of errors that last: a refused connection, no such socket, no such name."""
 
 
 @dataclass
@@ -57,10 +58,10 @@ class Connection:
     database: str | None = None
     collection: str | None = None
     secrets: frozenset[str] = frozenset()
-    """The passwords of the last settings, which nothing may show."""
+    """The passwords of the last settings, to keep out of all output."""
 
     def settings(self, environment: Mapping[str, str]) -> Settings:
-        """Return the settings: those of the file, else of the environment, and what is given.
+        """Return the settings: of the file, else of the environment, with the options over them.
 
         Raises `SettingsError`, and `click.UsageError` for a variable that is no text.
         """
@@ -86,10 +87,10 @@ class Connection:
         return settings
 
     def store(self, environment: Mapping[str, str], longest: timedelta | None = None) -> MongoStore:
-        """Return the store of these settings, or one in which a command may take so long.
+        """Return the store of these settings; `longest` replaces the time of a single command.
 
-        What looks at every session needs longer than a request may. The time is that of the
-        socket, because with `timeoutMS` the driver would look as long for a server, too.
+        A look at every session needs longer than a request may. The limit is set on the socket,
+        because `timeoutMS` would also be the time of the driver's search for a server.
         """
         settings = self.settings(environment)
         if longest is not None:
@@ -98,8 +99,12 @@ class Connection:
             settings = replace(settings, client_options=options)
         return MongoStore(settings)
 
+    def times(self, store: MongoStore) -> Times | None:
+        """Return the times that hold for the application's sessions, if its settings are known."""
+        return None if self.file is None else Times.of(store.settings)
+
     def hint(self, *words: str) -> str:
-        """Return the command of these words with the options that were given, for a next step."""
+        """Return a command line for a next step, with the options of this command line."""
         given = {option: getattr(self, name) for name, option in _OPTIONS.items()}
         shown = [
             word
@@ -111,7 +116,7 @@ class Connection:
 
 
 def _variables(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of the environment, but for those that options replace."""
+    """Return the settings of the environment that no option replaces."""
     found: dict[str, Any] = {}
     for name, key in _VARIABLES.items():
         value = environment.get(name)
@@ -124,10 +129,10 @@ def _variables(environment: Mapping[str, str], given: Mapping[str, str]) -> dict
 
 
 def reach(store: MongoStore) -> None:
-    """Raise `StoreError` at once if no server can be reached, and to wait is of no use.
+    """Raise `StoreError` at once if no server can be reached, and waiting does not help.
 
-    The driver would look for a server for 5 seconds, in which a refused connection stays refused.
-    Any other trouble is left to the first command.
+    The driver would search for 5 seconds, and a refused connection would stay refused. Any other
+    trouble is left to the first command.
     """
     client = store.client
     until = monotonic() + min(_LONGEST_LOOK, client.options.server_selection_timeout)
@@ -143,7 +148,7 @@ def reach(store: MongoStore) -> None:
 
 
 def _is_final(error: str) -> bool:
-    """Say whether an error of a connection lasts; the driver keeps no more of it than its text."""
+    """Say whether an error of a connection lasts; the driver keeps only its text."""
     number = re.search(r"\[Errno (-?\d+)\]", error)
     return number is not None and int(number[1]) in _FINAL
 
@@ -162,7 +167,7 @@ def read(file: Path, section: str | None = None) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise SettingsError(f"--settings {file}: is no text in UTF-8") from None
     except (ValueError, RecursionError, ConfigError) as error:
-        # The text of the parser's error may be a line with a password.
+        # The text of a parser's error may be a line with a password.
         line = getattr(error, "lineno", None)
         where = "" if line is None else f", see line {line}"
         raise SettingsError(f"--settings {file}: is not well formed{where}") from None
@@ -173,7 +178,7 @@ def read(file: Path, section: str | None = None) -> dict[str, Any]:
 
 
 def _check_texts(file: Path, found: dict[Any, Any]) -> None:
-    """Refuse lone surrogates, which JSON and YAML can spell and no database takes."""
+    """Refuse lone surrogates: JSON and YAML can spell them, and no database takes them."""
     for key, value in found.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and any("\ud800" <= one <= "\udfff" for one in text):
@@ -227,7 +232,7 @@ def _only_section(file: Path, ini: ConfigParser) -> str:
 
 
 def _value(ini: ConfigParser, section: str, key: str) -> str:
-    """Return a value; a `%` that stands for nothing is one of a URI that is percent-encoded."""
+    """Return a value; a `%` without a name belongs to a percent-encoded URI."""
     try:
         return ini.get(section, key)
     except InterpolationError:

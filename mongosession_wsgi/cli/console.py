@@ -7,7 +7,7 @@ import shutil
 import sys
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -44,7 +44,7 @@ def counted(count: int, what: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, and without what would command a terminal."""
+    """Return `text` on one line, with a terminal's control characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def in_size(size: float) -> str:
-    """Return a number of bytes in the unit that people would take."""
+    """Return a number of bytes in a readable unit."""
     for unit, factor in _SIZES:
         if size >= factor:
             number = size / factor
@@ -133,7 +133,7 @@ def session(summary: Summary, data: dict[str, Any] | None, *, as_json: bool) -> 
     """Print one session, and its data unless that is None."""
     shown = _summary(summary)
     if data is not None and not summary.sealed:
-        # Escaped, because it may hold anything that a visitor typed.
+        # Escaped, because a visitor may have typed anything.
         written = json_util.dumps(data, json_options=_JSON)
         shown["data"] = json.loads(written, object_hook=_with_uuid)
     if as_json:
@@ -261,10 +261,13 @@ def buckets(counts: Counter[int], bounds: Sequence[str]) -> Iterator[tuple[str, 
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Progress]:
-    """Show a bar on stderr, if that is a terminal; its only task has the number 0."""
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr, if that is a terminal; yield the function that moves it."""
     console = Console(stderr=True)
+    if not (total and console.is_terminal):
+        yield lambda _: None
+        return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (total and console.is_terminal)) as bar:
-        bar.add_task(what, total=total)
-        yield bar
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)

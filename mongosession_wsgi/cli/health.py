@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from secrets import token_urlsafe
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
 from .. import document
@@ -22,15 +21,18 @@ from .administration import REFUSED, SIZED, Administration
 from .judging import Hint, Judged
 from .verdicts import Finding, Verdict
 
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
 _LONGEST_LAG = timedelta(minutes=5)
-"""The TTL monitor comes by every minute; it is behind if what is expired waits much longer."""
+"""The TTL monitor comes by every minute; much longer waits mean that the monitor is behind."""
 _LARGEST_DIFFERENCE = timedelta(seconds=10)
-"""Well below the minute that the mark of a regenerated session lasts."""
+"""Well below the minute of the mark of a regenerated session."""
 _NO_SUCH_COMMAND = {59, 115}
 
 
 class Health:
-    """Look at a store from all sides; what fails is a finding, and nothing is changed for good.
+    """Look at a store from all sides; a failure is a finding, and no change stays.
 
     `reach` raises `StoreError` if no server can be reached; `hint` returns the command line of a
     subcommand.
@@ -86,7 +88,7 @@ class Health:
         with explaining():
             self._reach(self._store)
             collection = self._store.collection
-            collection.find_one({"_id": ""})  # Whose refusal tells a wrong password.
+            collection.find_one({"_id": ""})  # A wrong password is refused here.
         client = collection.database.client
         try:
             version = f"MongoDB {client.server_info()['version']}"
@@ -143,7 +145,7 @@ class Health:
             yield from self._findings("other indexes", lambda: judging.others(listed()))
 
     def _expired_sessions(self) -> Iterator[Judged]:
-        """Look how long the oldest waits for the TTL monitor, by the clock that this one has."""
+        """Look how long the oldest expired session waits, by the clock of the TTL monitor."""
         now = _moment(self._hello().get("localTime")) or self._clock()
         expired = document.OURS | {"expires_at": {"$type": "date", "$lte": now}}
         raw = self._store.collection.find_one(expired, ["expires_at"], sort=[("expires_at", 1)])
@@ -180,7 +182,7 @@ class Health:
             yield Verdict.WRONG, f"{words}: sessions die too early or late; set both by NTP"
 
     def _round_trip(self) -> Iterator[Judged]:
-        """Live the life of a session; it is inserted by hand, because a store makes indexes too."""
+        """Live the life of a session, inserted by hand because a store would make indexes."""
         store, token, took = self._store, token_urlsafe(32), _Stopwatch()
         id_ = document.id_of(token)
         store.collection.insert_one(self._throw_away(id_))
@@ -198,7 +200,9 @@ class Health:
             took("change")
         finally:
             ended = store.revoke(id_)
-        took("end")
+            took("end")
+            # Nobody else knows this id, so nothing needs the mark of its end.
+            store.collection.delete_many({"_id": id_})
         if ended:
             yield Verdict.GOOD, ", ".join(took.times)
         else:
@@ -228,7 +232,7 @@ class Health:
             )
 
     def _hello(self) -> dict[str, Any]:
-        """Return what the server says of itself; old servers know another name for the command."""
+        """Return the server's answer to `hello`, or to the old name of the command."""
         admin = self._store.collection.database.client.admin
         try:
             return admin.command(self._greeting)
@@ -253,7 +257,7 @@ class _Stopwatch:
 
 
 def _finding_of(what: str, error: Exception, needs: str) -> Finding:
-    """Return the finding for a look that failed; a command in the way of nothing is only noted."""
+    """Return the finding for a failed look; sessions can do without the command `needs`."""
     code = error.code if isinstance(error, OperationFailure) else None
     if isinstance(error, PyMongoError):
         explanation = StoreError(explained(error))
@@ -271,7 +275,7 @@ def _finding_of(what: str, error: Exception, needs: str) -> Finding:
 
 
 def _moment(told: Any) -> datetime | None:
-    """Return the time that a server tells; some tell the milliseconds since 1970."""
+    """Return the time that a server tells; some servers tell milliseconds since 1970."""
     match told:
         case datetime():
             return told.replace(tzinfo=timezone.utc)
@@ -281,7 +285,7 @@ def _moment(told: Any) -> datetime | None:
 
 
 def _addresses(client: MongoClient[Any]) -> str:
-    """Return where a client is connected to; a client of several mongos has no single address."""
+    """Return the addresses of a client's servers; several mongos have no single address."""
     try:
         address = client.address
         addresses = [] if address is None else [_written(address)]

@@ -1,4 +1,4 @@
-"""What the indexes of a collection do for its sessions, and to them."""
+"""Judge the indexes of a collection by their effect on its sessions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _OWN_FIELDS = frozenset(("_id", "v", "data", "owner", "created_at", "seen_at", "
 
 
 def has_ttl(indexes: Sequence[Index]) -> bool:
-    """Say whether one of the indexes deletes the sessions that have expired."""
+    """Say whether an index deletes expired sessions."""
     return any(does_the_same(one, "expires_at") for one in indexes)
 
 
 def old_indexes(indexes: Sequence[Index]) -> list[str]:
-    """Return the names of TTL indexes over all documents, such as version 1 made."""
+    """Return the names of TTL indexes over all documents, as version 1 made them."""
     return [one["name"] for one in indexes if _is_old(one)]
 
 
 def on_expires_at(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
-    """Judge whether the sessions that have expired are deleted."""
+    """Judge the indexes that delete expired sessions."""
     make = f"make it with: {hint('init')}"
     good = [one for one in indexes if does_the_same(one, "expires_at")]
     new = [one for one in good if not _is_old(one)]
@@ -52,7 +52,7 @@ def on_expires_at(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
 
 
 def on_owner(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
-    """Judge whether the sessions of an owner are found by an index."""
+    """Judge the indexes that find the sessions of an owner."""
     found = [one for one in indexes if _first_key(one) == "owner" and _reaches_sessions(one)]
     used = [one for one in found if not one.get("hidden")]
     make = f"make it with: {hint('init')}"
@@ -65,7 +65,7 @@ def on_owner(indexes: Sequence[Index], hint: Hint) -> Iterator[Judged]:
 
 
 def others(indexes: Sequence[Index]) -> Iterator[Judged]:
-    """Judge the indexes of other programs, of which some delete sessions or refuse new ones."""
+    """Judge the indexes of other programs: some delete sessions, or refuse new sessions."""
     for index in indexes:
         name, fields = index["name"], list(index["key"])
         if index.get("unique") and "_id" not in fields:
@@ -90,7 +90,7 @@ def others(indexes: Sequence[Index]) -> Iterator[Judged]:
 
 
 def _unique(index: Index) -> Iterator[Judged]:
-    """Judge a unique index that is not ours; a field that is missing counts as a value, once."""
+    """Judge a unique index of another program; a missing field counts as a value."""
     name, fields = index["name"], list(index["key"])
     if index.get("sparse") and _OWN_FIELDS.isdisjoint(fields):
         return  # No session is in it.
@@ -119,6 +119,6 @@ def _first_key(index: Index) -> str:
 
 
 def _reaches_sessions(index: Index) -> bool:
-    """Say whether an index holds all sessions; a partial one of another program may hold none."""
+    """Say whether an index holds all sessions; a partial index of another program may not."""
     fields = _OWN_FIELDS if _first_key(index) == "owner" else _OWN_FIELDS - {"owner"}
     return fields.issuperset(index.get("partialFilterExpression") or ())

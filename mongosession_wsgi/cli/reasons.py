@@ -12,35 +12,34 @@ from pymongo.errors import OperationFailure
 _USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://)\S*@")
 _SECRET_OPTION = re.compile("password|mechanismprop", re.IGNORECASE)
 _TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)|(?<=\.\d)\d+(?=s, Topology)")
-"""What the driver adds about its settings, and the many digits of a time."""
+"""The driver's words about its own settings, and the many digits of a time."""
 _TOPOLOGY = re.compile(r", Topology Description: .*", re.DOTALL)
 _TOO_SHORT = 4
-"""A secret of fewer characters is only removed where it stands alone."""
+"""A secret of fewer characters is removed only as a word of its own."""
 
 
 def reason(error: BaseException, secrets: Iterable[str] = ()) -> str | None:
-    """Return the driver's words for an error of ours, or None if it has them, or there are none."""
+    """Return the driver's words for an error of ours, or None if they add nothing."""
     cause = error.__cause__
     words = "" if cause is None else without(secrets, _words(cause))
     return None if words in str(error) else words
 
 
 def without_users(text: str) -> str:
-    """Return `text` without the users and passwords that stand in URIs."""
+    """Return `text` without the users and passwords of URIs."""
     return _USER_IN_URI.sub(r"\1…@", text)
 
 
 def without(secrets: Iterable[str], text: str) -> str:
-    """Return `text` on one line, without `secrets` and the users that stand in URIs."""
-    text = without_users(" ".join(text.split()))
+    """Return `text` on one line, without `secrets` and without the users of URIs."""
     for secret in sorted(secrets, key=len, reverse=True):
         around = r"\b" if len(secret) < _TOO_SHORT else ""
         text = re.sub(f"{around}{re.escape(secret)}{around}", "…", text)
-    return text
+    return without_users(" ".join(text.split()))
 
 
 def secrets_of(options: Mapping[str, Any]) -> frozenset[str]:
-    """Return the passwords among the options of `MongoClient`, in all forms that may be shown."""
+    """Return the passwords among the options of `MongoClient`, in all forms of an error text."""
     host = options.get("host") or ()
     found = [value for name, value in options.items() if _SECRET_OPTION.search(name)]
     for uri in [host] if isinstance(host, str) else host:
@@ -50,13 +49,13 @@ def secrets_of(options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _words(cause: BaseException) -> str:
-    """Return the text of an error, short of what repeats itself or is for programs."""
+    """Return the text of an error without repetitions and details for programs."""
     if isinstance(cause, OperationFailure) and isinstance(cause.details, Mapping):
         words, name = cause.details.get("errmsg"), cause.details.get("codeName")
         if words:
             return f"{words} (code {cause.code}{f', {name}' if name else ''})"
     words = _TIMEOUTS.sub("", str(cause)) or type(cause).__name__
-    # If no server is the primary, or each fails in its own way, only the topology says how.
+    # Only the topology tells of servers that fail in different ways, or of a missing primary.
     tells = words.startswith("No primary") or (words.startswith("No ") and "error=" in words)
     return words if tells else _TOPOLOGY.sub("", words)
 
@@ -74,8 +73,6 @@ def _secrets_of_uri(uri: str) -> Iterator[str]:
 
 def _forms(secret: str) -> Iterator[str]:
     for form in (secret, unquote(secret), unquote_plus(secret)):
-        yield form
-        yield quote_plus(form)
-        yield quote_plus(form.strip())
         yield form.strip()
-        yield repr(form)[1:-1]
+        yield quote_plus(form.strip())
+        yield repr(form.strip())[1:-1]

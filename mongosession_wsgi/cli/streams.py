@@ -1,4 +1,4 @@
-"""The streams of the command: stdin for an answer, stdout for results, stderr for all else."""
+"""The streams of the command: stdin for an answer, stdout for results, stderr for the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TextIO
 
 
 def prepare() -> None:
-    """Make all streams usable, also those that are closed, or that lack letters.
+    """Make all streams usable, also closed streams and encodings without some letters.
 
-    Bytes for a closed stdout are an error when they are written, as they are to other programs.
+    A write to a closed stdout is an error, as in other programs.
     """
     for name, mode, flags in (
         ("stdin", "r", os.O_RDONLY),
@@ -31,12 +31,12 @@ def prepare() -> None:
 
 
 def drop_output(stream: TextIO) -> None:
-    """Send what is left in a stream's buffer nowhere; Python would complain at its end."""
+    """Throw the rest of a stream's buffer away; else Python complains when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(*lines: str) -> None:
-    """Print lines to stderr; if nobody can read them there, the exit code has to do."""
+    """Print lines to stderr; if stderr is full or closed, only the exit code tells of them."""
     try:
         print(*lines, sep="\n", file=sys.stderr, flush=True)
     except OSError:
@@ -48,14 +48,14 @@ def ask(question: str) -> bool | None:
     print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
     line = _line()
     if not (sys.stdin.isatty() and line):
-        say("")  # Whatever comes next has a line of its own.
+        say("")  # The next output has a line of its own.
     return line.strip().lower() in ("y", "yes") if line else None
 
 
 def _line() -> str:
     """Read a line from stdin.
 
-    A Ctrl-C that comes just before the wait would not end it, but for the pipe that it writes to.
+    A Ctrl-C just before the wait would not end the wait, so a signal also writes to a pipe.
     """
     interrupted, interrupt = os.pipe()
     os.set_blocking(interrupt, False)

@@ -1,4 +1,4 @@
-"""What a look at a store finds."""
+"""The findings of a health check, and their verdicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Verdict(Enum):
-    """What a finding means."""
+    """The meaning of a finding for an operator."""
 
     GOOD = "ok"
     NOTE = "note"
@@ -15,10 +15,10 @@ class Verdict(Enum):
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at, and what came of it."""
+    """The result of one look: its subject, a verdict, and words."""
 
     what: str
     verdict: Verdict
     words: str
     error: BaseException | None = None
-    """The error of ours whose cause has more words."""
+    """The error of ours, if the look failed; its cause has the driver's words."""

@@ -1,4 +1,4 @@
-"""The tests that every store must pass, as a pytest class to subclass."""
+"""The tests for every store, as a pytest class to subclass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .overlap import Overlap  # noqa: E402
 
 
 class StoreConformance(Contents, Overlap):
-    """Subclass it, and define a fixture `make_store` that makes a store which has a given clock.
+    """Subclass the suite, and define a fixture `make_store`: a function from a clock to a store.
 
     The settings are to be the default ones: an idle time of 14 days, a lifetime of 30 days.
     """

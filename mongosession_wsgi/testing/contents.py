@@ -1,4 +1,4 @@
-"""What every store must do with the data of a session, and with its time."""
+"""The duties of every store: the data of a session, and the times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REFUSED = [{1}, object, 2**63, "\ud800", {1: 2}, [{"a": {"b": 1j}}]]
 
 
 class Contents:
-    """One request after the other."""
+    """Requests in sequence."""
 
     @pytest.mark.parametrize("value", VALUES, ids=repr)
     def test_a_value_comes_back(self, store: MongoStore, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A store without a server: the same store, on a collection that this process keeps."""
+"""A store without a server: the same store, on a collection in the memory of the process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import bson
 from bson.codec_options import CodecOptions
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from ..document import MAX_SIZE
@@ -18,15 +17,18 @@ from ..settings import Settings
 from ..store import MongoStore, utc_now
 from .operators import CODEC, Document, as_stored, matches, updated
 
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
 T = TypeVar("T")
 _TOO_LARGE = 10334
 
 
 class MemoryStore(MongoStore):
-    """Keep sessions in the memory of this process, for the tests of an application.
+    """Keep sessions in the memory of the process, for the tests of an application.
 
-    All that `MongoStore` does, it does; only what MongoDB does is done here, and no more of that
-    than a session needs: anything else raises `NotImplementedError`.
+    The store is a `MongoStore`; a collection in memory stands in for MongoDB. The collection knows
+    the operators of a session's commands, and raises `NotImplementedError` for any other.
     """
 
     def __init__(
@@ -43,15 +45,14 @@ class MemoryStore(MongoStore):
 class Client:
     """Be the client, the database and the server of one collection, as far as a store needs them.
 
-    Every command on documents goes through `run`: a subclass may delay, refuse or repeat commands
-    there, for tests of what a store makes of a server's manners.
+    Every command on documents goes through `run`: a subclass may override `run` to delay, refuse or
+    repeat commands, for tests of a store against a server's manners.
     """
 
     def __init__(self) -> None:
         self.client = self.database = self
         self.options = SimpleNamespace(timeout=None, direct_connection=False)
         self.read_concern = SimpleNamespace(level=None)
-        self.write_concern = SimpleNamespace(document={})
         self.documents: dict[str, bytes] = {}
         self.lock = RLock()
 
@@ -62,21 +63,17 @@ class Client:
         return Collection(self, name, codec_options)
 
     def command(self, command: Document, *, codec_options: CodecOptions[Any]) -> Document:
-        kind, name = next(iter(command.items()))
-        sessions = self.get_collection(name, codec_options=codec_options)
-        if kind == "update":
-            (statement,) = command["updates"]
-            return {"n": sessions.update_one(statement["q"], statement["u"]).matched_count}
+        sessions = self.get_collection(command["find"], codec_options=codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 
     def run(self, name: str, filter: Document, act: Callable[[], T]) -> T:  # noqa: ARG002
-        """Carry out the command `name` on the documents of `filter`, which is what `act` does."""
+        """Carry out the command `name` on the documents of `filter`, by a call of `act`."""
         with self.lock:
             return act()
 
 
 class _Found(list[Any]):
-    """What a cursor has, all of it at once."""
+    """The documents of a cursor, all at once."""
 
     def __enter__(self) -> _Found:
         return self
@@ -92,7 +89,6 @@ class Collection:
         self.name = self.full_name = name
         self.codec_options = codec_options
         self.read_concern = client.read_concern
-        self.write_concern = client.write_concern
 
     def with_options(self, codec_options: CodecOptions[Any]) -> Any:
         return self.database.get_collection(self.name, codec_options=codec_options)
@@ -167,7 +163,7 @@ class Collection:
     def _update(
         self, name: str, filter: Document, update: Document, most: int | None
     ) -> list[bytes]:
-        """Update what matches; return the documents as they were before."""
+        """Update matching documents; return the documents from before."""
         documents = self.database.documents
 
         def act() -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What a store asks of MongoDB, on plain values: the few operators of its filters and updates."""
+"""The few operators of a store's filters and updates, on plain values."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .. import document
 Document = dict[str, Any]
 
 CODEC: CodecOptions[Document] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS)
-"""Decodes every value to one that encodes to the same bytes and compares as MongoDB compares."""
+"""Decodes each value so as to encode to the same bytes, and to compare like in MongoDB."""
 
 _TYPES = {2: str, 3: dict, 4: list, 9: DatetimeMS, 10: NoneType}
 _MISSING = object()
 
 
 def as_stored(value: Document) -> Document:
-    """Return a filter, an update or a document as the server would have it."""
+    """Return a filter, an update or a document as on the server."""
     return bson.decode(bson.encode(value, codec_options=document.CODEC), CODEC)
 
 
 def matches(document: Document, filter: Document) -> bool:
-    """Say whether a document is one that a filter finds."""
+    """Say whether a filter finds a document."""
     return all(
         _fulfils(document.get(field, _MISSING), condition) for field, condition in filter.items()
     )
@@ -65,7 +65,7 @@ def _holds(value: Any, operator: str, operand: Any) -> bool:
 
 
 def updated(document: Document, update: Document) -> Document:
-    """Return what an update makes of a document, which it changes."""
+    """Update a document in place, and return the document."""
     for operator, fields in update.items():
         for path, operand in fields.items():
             holder, name = _place(document, path)
@@ -86,6 +86,6 @@ def _unknown(operator: str) -> NotImplementedError:
 
 
 def _place(document: Document, path: str) -> tuple[Document, str]:
-    """Return what holds the field of a dotted path, and its name there."""
+    """Return the container and the name of a dotted path's field."""
     holder, _, name = path.rpartition(".")
     return (document[holder] if holder else document), name

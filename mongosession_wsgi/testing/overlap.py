@@ -1,4 +1,4 @@
-"""What every store must do with requests that overlap."""
+"""The duties of every store: requests that overlap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .requests import Clock, at, seen
 
 
 class Overlap:
-    """Requests of one session that are under way at the same time."""
+    """Requests of a session under way at the same time."""
 
     def test_overlapping_changes_of_other_keys_survive(self, store: MongoStore) -> None:
         token = store.create({"a": 1, "b": 1, "c": 1}).token

@@ -1,4 +1,4 @@
-"""What the tests of a store are written in: a clock, and requests that look and change."""
+"""The words of a store's tests: a clock, and requests that look and change."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..session import Session
 from ..store import MongoStore
 
 NOW = datetime(2100, 1, 1, 12, tzinfo=timezone.utc)
-"""Far ahead, or the TTL monitor of a real server would delete what the tests store."""
+"""Far ahead, or the TTL monitor of a real server would delete the sessions of the tests."""
 
 
 class Clock:
-    """The time of a test, that moves only when it is told."""
+    """The time of a test; only the test moves the time."""
 
     def __init__(self, now: datetime = NOW) -> None:
         self.now = now
@@ -27,7 +27,7 @@ class Clock:
 
 
 def seen(store: MongoStore, token: str | None) -> Session:
-    """Return the session of a request that has looked at it."""
+    """Return the session of a request, after a look."""
     session = store.open(token)
     assert len(session) >= 0
     return session

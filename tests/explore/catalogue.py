@@ -166,6 +166,7 @@ KINDS = [
     _request("logout", "logs out, having read nothing", _destroy),
     _request("read+logout", "reads, then logs out", _read, _destroy),
     _request("logout+set", "logs out, then sets", _destroy, _set),
+    _request("read+logout+set", "reads, logs out, then sets", _read, _destroy, _set),
     _request("logout+login", "logs out, then logs in as Alice", _destroy, _login("alice")),
     _request("fail", "sets, then answers 500", _set, status="500 PlannedError", fails=True),
     _request("raise", "reads, sets, then raises", _read, _set, _fail, fails=True),
@@ -174,6 +175,7 @@ KINDS = [
     ),
     _request("raise+logout", "logs out, then raises", _destroy, _fail, fails=True),
     _request("late set", "reads, and sets after its first item", _read, late=_set),
+    _request("set late", "sets after its first item, having read nothing", late=_set),
     _request("devices", "ends the owner's other sessions one by one", _end_others_one_by_one),
     _request("log out others", "ends the owner's other sessions at once", _end_others_at_once),
     _request("new password", "ends the others, then logs in again", _end_others_after_login),
@@ -266,7 +268,7 @@ def _start(world: World, name: str, setting: Setting) -> Start:
     drawn: list[str | None] = [*_browse(world, "S", setting.requests)]
     tokens = dict(zip(setting.tokens, drawn or [None], strict=True))
     world.time.pass_by(60 * setting.minutes)
-    heirs = ()
+    heirs: tuple[Heir, ...] = ()
     if len(drawn) == 2:
         old, new = (world.id_of(token) for token in tokens.values() if token)
         heirs = (Heir(old, new, *setting.follows),)

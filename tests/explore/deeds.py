@@ -96,6 +96,8 @@ def _in_vain(history: History, birth: Birth) -> Iterator[Broken]:
     if visit.local.destroys or not forms or history.swap_by(visit) is not None:
         return
     others = [end for end in history.ends_of(visit.id, number) if end.visit is not visit]
+    if history.view(visit.id, number).is_live:  # A swap that failed was put back.
+        return
     is_mark = history.view(visit.id, number).form is Form.MARK
     if is_mark and visit.local.logs_in is None:
         yield Broken("4 old token", f"{visit.name} stored a session with the token of a mark")
@@ -152,6 +154,12 @@ def _brought(history: History, birth: Birth) -> dict[str, list[Any]]:
     brought: dict[str, list[Any]] = {}
     if visit.local.logs_in is None or visit.id is None:
         return brought
+    # What it has in hand of its own, if the first login is over, or too slow.
+    in_hand = [history.view(visit.id, look.number) for look in history.looks(visit)]
+    for view in in_hand:
+        if view.is_live and view.owner in (visit.local.logs_in, None):
+            for key, value in view.data.items():
+                brought.setdefault(key, []).append(value)
     for number in range(visit.steps[0].number, birth.step.number + 1):
         for id_ in history.successors_of(visit.id):
             view = history.view(id_, number)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine import Way
-from .history import Form, History
+from .history import Form, History, names
 from .rights import is_ended_for_good, may_prevent
 from .script import GONE, Call, Op
 from .verdict import Broken
@@ -150,6 +150,9 @@ def _carried(history: History, visit: Visit) -> Iterator[Broken]:
             continue
         if any(view.owner != visit.local.logs_in for view in views):
             continue
+        looks = [step.number for step in visit.steps if names(step, id_)]
+        if looks and not history.view(id_, looks[-1]).is_live:
+            continue  # The login has waited its time for the first one, in vain.
         for key, value in views[0].data.items():
             is_same = all(view.data.get(key, GONE) == value for view in views)
             if is_same and key not in own and born.get(key, GONE) != value:

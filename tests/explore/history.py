@@ -97,7 +97,7 @@ class Views:
             return View(Form.LIVE, session.copy(), session.owner, moments)
         if "data" in document:
             return View(Form.EXPIRED, {}, document.get("owner"), moments)
-        if moments[-1] <= now:
+        if moments[-1] <= now or "successor" not in document:  # A tombstone leads nowhere.
             return NOTHING_THERE
         return View(Form.MARK, {}, document.get("owner"), moments)
 
@@ -128,6 +128,8 @@ class History:
         self.start = world.start
         self._states = list(world.states)
         self._views = views
+        self._seen: dict[tuple[str, int], View] = {}
+        self._live: dict[int, list[str]] = {}
         self._find_births_and_ends()
 
     @property
@@ -144,15 +146,20 @@ class History:
         """Return what stands under an id after so many steps."""
         if id_ is None:
             return NOTHING_THERE
-        documents, now = self._states[number]
-        view = self._views.of(self.world.tokens.get(id_, ""), id_, documents.get(id_), now)
-        if view.form is Form.MARK and not self._is_mark(id_, number):
-            return view._replace(form=Form.STONE)
-        return view
+        found = self._seen.get((id_, number))
+        if found is None:
+            found = self._plain(id_, number)
+            if found.form is Form.MARK and not self._is_mark(id_, number):
+                found = found._replace(form=Form.STONE)
+            self._seen[id_, number] = found
+        return found
 
     def live(self, number: int) -> list[str]:
         """Return the ids of all live sessions after so many steps."""
-        return [id_ for id_ in self._states[number][0] if self.view(id_, number).is_live]
+        if number not in self._live:
+            documents = self._states[number][0]
+            self._live[number] = [id_ for id_ in documents if self.view(id_, number).is_live]
+        return self._live[number]
 
     def owned(self, owner: str, number: int) -> list[str]:
         """Return the ids of an owner's live sessions after so many steps."""
@@ -177,8 +184,16 @@ class History:
         return [
             self.view(visit.id, look.number).form
             for look in self.looks(visit, until)
-            if look.way not in _UNTOLD
+            if look.way not in _UNTOLD and not self._has_missed(look, visit)
         ]
+
+    def _has_missed(self, look: Step, visit: Visit) -> bool:
+        """Say whether a command was for other sessions than the live one that was there.
+
+        A login that has not looked takes no session of the same owner, and is not told of it.
+        """
+        is_swap = isinstance(look.pending, Command) and look.pending.name == "find_one_and_update"
+        return is_swap and not look.changes and self.view(visit.id, look.number).is_live
 
     def ends_of(self, id_: str | None, until: int | None = None) -> list[End]:
         return [

@@ -1,13 +1,14 @@
 """Try every order of the steps of some requests that makes a difference, once.
 
-Each order is run anew from the start (Godefroid, VeriSoft, 1997). Orders that differ only in steps
-that do not meet are one: sleep sets (Godefroid, 1996) leave out all but the first of them.
+Orders that differ only in steps that do not meet are one: sleep sets leave out all but the first
+of them (P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, 1996).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .engine import Effect, Way
 from .script import Kind
@@ -36,6 +37,8 @@ class _Node:
     asleep: dict[Choice, Effect]
     """The steps that were tried before, elsewhere, with all that they can lead to from here."""
     choices: list[Choice]
+    before: Any
+    """The world at this point."""
     chosen: Choice
     effect: Effect
     done: dict[Choice, Effect] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Orders:
         self.count = Count()
 
     def __iter__(self) -> Iterator[World]:
-        """Leave the world after each order as it is then; it must not be changed meanwhile."""
+        """Yield the world as each order leaves it; what is stored may be changed meanwhile."""
         path: list[_Node] = []
         while True:
             if self._run(path):
@@ -85,18 +88,21 @@ class Orders:
         self._world.begin(kinds, tokens)
 
     def _run(self, path: list[_Node]) -> bool:
-        """Follow the path, and go on to the end of an order; False if this one is known."""
+        """Go another way at the end of the path, up to the end; False if this order is known."""
         world = self._world
-        self._begin()
-        for node in path:
-            node.effect = world.take(node.chosen)
+        if path:
+            world.restore(path[-1].before)
+            path[-1].effect = world.take(path[-1].chosen)
+        else:
+            self._begin()
         while not (world.is_over or world.is_endless):
             asleep = self._asleep(path[-1]) if path else {}
             choices = world.choices(faulty=self._faulty and not _has_fault(path))
             awake = [choice for choice in choices if choice not in asleep]
             if not awake:
                 return False
-            path.append(_Node(asleep, awake, awake[0], world.take(awake[0])))
+            before = world.save()
+            path.append(_Node(asleep, awake, before, awake[0], world.take(awake[0])))
         return True
 
     def _asleep(self, node: _Node) -> dict[Choice, Effect]:

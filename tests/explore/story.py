@@ -34,9 +34,11 @@ def story_of(history: History, broken: Broken) -> str:
 
 
 def _who(history: History, visit: Visit) -> str:
-    by = next((name for name, token in history.start.tokens.items() if token == visit.token), None)
-    token = "" if len(history.start.tokens) == 1 else f", with the {by} token"
-    return f"{visit.name} {visit.kind.words}{token}."
+    tokens = history.start.tokens
+    if len(tokens) == 1:
+        return f"{visit.name} {visit.kind.words}."
+    by = next(name for name, token in tokens.items() if token == visit.token)
+    return f"{visit.name}, which has the {by} token, {visit.kind.words}."
 
 
 def _step(history: History, step: Step) -> str:

@@ -76,6 +76,15 @@ class Step(NamedTuple):
     effect: Effect
 
 
+class _Saved(NamedTuple):
+    """A point of an order."""
+
+    taken: int
+    time: tuple[datetime, float]
+    patient: Visit | None
+    visits: list[tuple[Any, ...]]
+
+
 class Choice(NamedTuple):
     """Whose turn it is, and how their command goes."""
 
@@ -105,6 +114,14 @@ class Visit:
         self._node = self._script.after(self._node, outcome)
         self.local = self._node.local
         self.pending = self.local.pending
+
+    def save(self) -> tuple[Any, ...]:
+        return self._node, self.pending, len(self.steps), self.has_died, self.is_repeating
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        self._node, self.pending, count, self.has_died, self.is_repeating = saved
+        self.local = self._node.local
+        del self.steps[count:]
 
     def die(self) -> None:
         self.has_died, self.pending = True, None
@@ -179,6 +196,20 @@ class World:
         named = zip("ABCDEFGH", kinds, tokens, strict=False)
         self.visits = [Visit(name, kind, token, self) for name, kind, token in named]
 
+    def save(self) -> _Saved:
+        """Return what is to be known of this point, so that an order may go another way from it."""
+        time = self.time.now, self.time.passed
+        return _Saved(len(self.steps), time, self._patient, [one.save() for one in self.visits])
+
+    def restore(self, saved: _Saved) -> None:
+        """Go back to a point of this order."""
+        del self.steps[saved.taken :], self.states[saved.taken + 1 :]
+        self.server.hold(self.states[-1][0])
+        self.time.now, self.time.passed = saved.time
+        self._patient = saved.patient
+        for visit, one in zip(self.visits, saved.visits, strict=True):
+            visit.restore(one)
+
     def choices(self, *, faulty: bool) -> list[Choice]:
         """Return the steps that can be taken now; those with a fault only if it may be `faulty`."""
         waiting = [self._patient] if self._patient else [v for v in self.visits if self._may_go(v)]
@@ -208,7 +239,9 @@ class World:
         visit.steps.append(step)
         self.states.append((dict(self.server.documents) if changes else before, self.time.now))
         self._go_on(visit, way, outcome)
-        if isinstance(pending, Command) and not isinstance(visit.pending, Wait):
+        if visit.pending is None or (
+            isinstance(pending, Command) and not isinstance(visit.pending, Wait)
+        ):
             self._patient = None
         return effect
 
@@ -295,10 +328,12 @@ class World:
 
     def know(self, name: str) -> str:
         """Return the token that is called so, and remember it."""
-        token = name.ljust(43, "_")
-        id_ = self.id_of(token)
-        self.tokens[id_] = token
-        self.names[id_] = name
+        # The last letter says whether the session is remembered, and whether it is sealed.
+        for letter in "DCBA":
+            token = name.ljust(42, "_") + letter
+            id_ = self.id_of(token)
+            self.tokens[id_] = token
+            self.names[id_] = name
         return token
 
     def id_of(self, token: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,30 @@ def test_the_settings_may_be_those_of_bottle(settings: dict[str, Any], tmp_path:
     app.install(MongoSessionPlugin(app.config))
     app.get("/")(count)
     assert bodies(Browser(app), "/") == ["1"]
-    app.wsgi._exchanges.store.close()
+    app.wsgi._made._exchanges.store.close()
+
+
+def test_what_is_changed_in_the_settings_before_the_first_request_counts(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    app = App()
+    app.config.load_dict(settings)
+    app.install(MongoSessionPlugin(app.config, store=store))
+    app.get("/")(count)
+    app.config["session_expires"] = "2 hours"
+    browser = Browser(app)
+    assert "Max-Age=7200;" in str(browser.get().cookie)
+    (info,) = store.sessions()
+    assert info.expires_at - info.seen_at == timedelta(hours=2)
+
+
+def test_wrong_settings_are_refused_when_the_plugin_is_installed() -> None:
+    app = App()
+    app.config["session_expires"] = "soon"
+    with pytest.raises(SettingsError, match="session_expires"):
+        app.install(MongoSessionPlugin(app.config))
+    with pytest.raises(TypeError, match="class MongoStore"):
+        App().install(MongoSessionPlugin({}, store=MongoStore))  # type: ignore[arg-type]
 
 
 def test_an_application_that_is_mounted_shares_the_session(

@@ -359,12 +359,18 @@ def test_a_deleted_session_is_not_revived(calling: Calling) -> None:
     assert calling(session).load() == {}
 
 
+def leave_expired(stored: Collection[Any]) -> None:
+    """Keep the server from deleting what has expired before the test looks for it."""
+    mongo_store().ensure_indexes()
+    stored.drop_index("expires_at_1")
+
+
 @pytest.mark.parametrize("expired", [-10, -timedelta(seconds=10), "past"])
 def test_a_session_that_expires_in_the_past_is_gone_at_once(
     calling: Calling, expired: Any, stored: Collection[Any]
 ) -> None:
     session = saved(tea="Assam")
-    stored.drop_index("expires_at_1")  # Or the server might delete it before it is looked for.
+    leave_expired(stored)
     past = django_timezone.now() - timedelta(days=1)
     calling(session).set_expiry(past if expired == "past" else expired)
     calling(session).save()
@@ -377,7 +383,7 @@ def test_a_session_that_expires_in_the_past_is_gone_at_once(
 
 def test_clearsessions_deletes_what_has_expired(stored: Collection[Any]) -> None:
     saved(tea="Assam")
-    stored.drop_index("expires_at_1")  # Or the server might delete it before Django does.
+    leave_expired(stored)
     saved(tea="Oolong", _session_expiry=-1)
     assert stored.count_documents({}) == 2
     call_command("clearsessions")
@@ -446,6 +452,36 @@ def test_what_is_stored_expires_when_django_says(
     # Within what a save may take on a machine that does other things as well.
     left = stored.find_one()["expires_at"] - before
     assert timedelta(minutes=59) < left < timedelta(minutes=61)
+
+
+def test_a_shorter_age_ends_what_is_older_at_once(
+    stored: Collection[Any], calling: Calling
+) -> None:
+    plain = saved(tea="Assam")
+    said = saved(tea="Oolong", _session_expiry=30 * 24 * 3600)
+    closing = saved(tea="Sencha", _session_expiry=0)
+    two_hours_ago = datetime.now(timezone.utc) - timedelta(hours=2)
+    stored.update_many({}, {"$set": {"seen_at": two_hours_ago}})
+    with override_settings(SESSION_COOKIE_AGE=3600):
+        assert not calling(SessionStore()).exists(plain.session_key)
+        assert data_of(plain.session_key) == data_of(closing.session_key) == {}
+        assert data_of(said.session_key)["tea"] == "Oolong", "its own moment holds"
+        assert [info.data["tea"] for info in mongo_store().sessions()] == ["Oolong"]
+    assert data_of(plain.session_key) == {"tea": "Assam"}
+
+
+def test_the_age_of_a_subclass_counts(stored: Collection[Any]) -> None:
+    class Brief(SessionStore):
+        def get_session_cookie_age(self) -> int:
+            return 60
+
+    session = Brief()
+    session["tea"] = "Assam"
+    session.save()
+    document = stored.find_one()
+    assert document["expires_at"] - document["seen_at"] <= timedelta(seconds=60)
+    stored.update_one({}, {"$set": {"seen_at": datetime.now(timezone.utc) - timedelta(hours=1)}})
+    assert not Brief().exists(session.session_key)
 
 
 # What is stored.
@@ -794,20 +830,109 @@ def test_a_changed_password_logs_out_everywhere_else(
     assert stored.count_documents({"data": {"$exists": True}}) == 1
 
 
-def test_of_two_logins_at_once_one_wins(browser: Browser, users: list[Any]) -> None:
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("meets", ["before", "between"])
+def test_a_double_click_on_log_in_leaves_nobody_outside(
+    looks: bool, meets: str, browser: Browser, users: list[Any]
+) -> None:
+    visit(browser, puts(tea="Assam", milk=True))
+    other = Browser(browser.app, browser.cookie)
+
+    def first(request: Any) -> None:
+        auth.login(request, users[0])
+        request.session["tea"] = "Oolong"
+
+    def second(request: Any) -> None:
+        if looks:
+            request.session.get("tea")
+        if meets == "between":
+            request.session["sugar"] = 1
+            visit(other, first)
+        auth.login(request, users[0])
+
+    if meets == "before":
+        visit(other, first)
+    response = visit(browser, second)
+    assert (response.status, response.token) == ("200 OK", browser.token)
+    assert browser.token != other.token
+    for one in browser, other:
+        assert visit(one, whoami).body == b"alice"
+        assert data_of(one.token)["tea"] == "Oolong", "the one's cart is the other's"
+    assert data_of(browser.token).get("sugar") == (1 if meets == "between" else None)
+    assert len(list(mongo_store().sessions(str(users[0].pk)))) == 2
+
+
+def test_a_login_that_meets_a_logout_stays_out(browser: Browser, users: list[Any]) -> None:
     visit(browser, puts(tea="Assam"))
-    other, responses = Browser(browser.app, browser.cookie), []
+    other = Browser(browser.app, browser.cookie)
 
     def logs_in_late(request: Any) -> None:
         request.session.get("tea")
-        responses.append(visit(other, logs_in(users[0])))
+        visit(other, lambda request: request.session.flush())
         auth.login(request, users[0])
 
-    responses.append(visit(browser, logs_in_late))
-    assert [response.status for response in responses] == ["200 OK", "200 OK"]
-    assert [response.token for response in responses] == [other.token, None]
-    assert data_of(other.token)["tea"] == "Assam"
-    assert len(list(mongo_store().sessions())) == 1
+    response = visit(browser, logs_in_late)
+    assert (response.status, response.cookie) == ("200 OK", None)
+    assert not list(mongo_store().sessions())
+
+
+@pytest.mark.parametrize("ends", [auth.logout, lambda request: request.session.flush()])
+def test_a_logout_follows_a_cycled_key(
+    ends: View, browser: Browser, users: list[Any], stored: Collection[Any]
+) -> None:
+    visit(browser, logs_in(users[0]))
+    other = Browser(browser.app, browser.cookie)
+    visit(browser, lambda request: request.session.cycle_key())
+    assert "Max-Age=0" in str(visit(other, ends).cookie)
+    assert visit(browser, whoami).body == b"AnonymousUser"
+    assert not stored.count_documents({"data": {"$exists": True}})
+
+
+@pytest.mark.parametrize("calls", ["flush", "aflush"])
+def test_a_logout_by_the_token_from_before_a_login_leaves_the_login_and_its_cookie(
+    calls: str, browser: Browser, users: list[Any]
+) -> None:
+    visit(browser, puts(tea="Assam"))
+    late = Browser(browser.app, browser.cookie)
+    visit(browser, logs_in(users[0]))
+
+    def ends(request: Any) -> object:
+        if calls == "flush":
+            request.session.flush()
+        else:
+            asyncio.run(request.session.aflush())
+        return dict(request.session.items())
+
+    response = visit(late, ends)
+    assert (response.status, response.body, response.cookie) == ("200 OK", b"{}", None)
+    assert visit(browser, whoami).body == b"alice"
+
+
+def test_a_page_that_saves_sets_no_cookie_over_that_of_a_login(
+    browser: Browser, users: list[Any]
+) -> None:
+    visit(browser, puts(tea="Assam"))
+    other = Browser(browser.app, browser.cookie)
+
+    def is_slow(request: Any) -> None:
+        request.session.get("tea")
+        visit(other, logs_in(users[0]))
+
+    with override_settings(SESSION_SAVE_EVERY_REQUEST=True):
+        response = visit(browser, is_slow)
+    assert (response.status, response.cookie) == ("400 Bad Request", None)
+
+
+def test_a_login_has_the_label_that_was_given(browser: Browser, users: list[Any]) -> None:
+    def with_label(request: Any) -> object:
+        request.session.label = "Firefox"
+        auth.login(request, users[0])
+        return request.session.label
+
+    assert visit(browser, with_label).body == b"Firefox"
+    shown = visit(browser, lambda request: request.session.get("tea") or request.session.label)
+    assert shown.body == b"Firefox"
+    assert [info.label for info in mongo_store().sessions(str(users[0].pk))] == ["Firefox"]
 
 
 def test_messages_are_kept_until_they_are_read(browser: Browser) -> None:
@@ -857,6 +982,8 @@ def test_the_asynchronous_test_client_has_one_too(users: list[Any]) -> None:
         ({"mongodb_session_db": "a", "mongodb_hots": "b"}, "mongodb_hots.*mongodb_host"),
         ({"mongodb_session_db": "a", "session_secure": True}, "session_secure: has no effect"),
         ({"mongodb_session_db": "a", "session_expires": 9}, "session_expires: has no effect"),
+        ({"mongodb_session_db": "a", "session_remember": 9}, "session_remember: has no effect"),
+        ({"mongodb_session_db": "a", "session_limit": 0}, "session_limit: must be a number from 1"),
     ],
 )
 def test_wrong_settings_are_named(given: dict[str, Any], says: str) -> None:

@@ -100,6 +100,7 @@ def test_only_a_response_that_used_the_session_varies_on_the_cookie(
         resp.append_header("Vary", "Accept")
         resp.set_cookie("theme", "dark")
         resp.cache_control = ["public", "max-age=60"]
+        resp.set_header("CDN-Cache-Control", "max-age=60")
         return get_n(req, resp)
 
     def set_own(req: falcon.Request, resp: falcon.Response) -> None:
@@ -108,13 +109,16 @@ def test_only_a_response_that_used_the_session_varies_on_the_cookie(
 
     app = app_of(component, index=lambda *_: "untouched", own=own, set=set_own)
     assert Browser(app, COOKIE).get().header("Vary") is None
-    assert Browser(app, COOKIE).get("/own").header("Vary") == "Accept, Cookie"
+    answer = Browser(app, COOKIE).get("/own")
+    assert answer.header("Vary") == "Accept, Cookie"
+    assert answer.header("CDN-Cache-Control") == "max-age=60"
     answer = Browser(app).get("/set")
     assert sorted(cookie.partition("=")[0] for cookie in answer.all("Set-Cookie")) == [
         "mongosession",
         "theme",
     ]
-    assert answer.header("Cache-Control") == 'public, max-age=60, no-cache="Set-Cookie"'
+    assert answer.header("Cache-Control") == "private, max-age=60"
+    assert answer.header("CDN-Cache-Control") is None
 
 
 def test_a_stream_reads_and_changes_the_session(component: SessionComponent) -> None:
@@ -245,6 +249,46 @@ def test_a_logout_is_carried_out_though_the_request_fails(component: SessionComp
     browser.get("/set")
     assert browser.get("/vain").status.startswith("500")
     assert browser.get().body == b"None"
+
+
+def test_a_logout_is_carried_out_whatever_else_of_a_store_fails(
+    component: SessionComponent,
+) -> None:
+    def logout(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session.destroy()
+        raise StoreError("of another store")
+
+    browser = Browser(app_of(component, index=get_n, set=set_n, logout=logout))
+    browser.get("/set")
+    before = browser.cookie
+    browser.get("/logout")
+    assert Browser(browser.app, before).get().body == b"None"
+
+
+def test_one_environ_may_pass_through_twice(component: SessionComponent) -> None:
+    passes: list[int] = []
+
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        req.context.session["n"] = req.context.session.get("n", 0) + 1
+        passes.append(1)
+        if len(passes) == 1:
+            raise ZeroDivisionError
+
+    def hand_on(req: Any, resp: Any, error: Exception, params: Any) -> None:
+        raise error
+
+    inner = app_of(component, index=get_n, use=use)
+    inner.add_error_handler(ZeroDivisionError, hand_on)
+
+    def again(environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            return inner(environ, start_response)
+        except ZeroDivisionError:
+            return inner(environ, start_response)
+
+    browser = Browser(again)
+    assert browser.get("/use").commands == ["insert"]
+    assert browser.get().body == b"1"
 
 
 def test_media_that_cannot_be_serialized_change_nothing(component: SessionComponent) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -35,13 +38,14 @@ from mongosession_wsgi import (
     MongoStore,
     SessionDataError,
     SessionMiddleware,
+    SessionWarning,
     SettingsError,
     StoreError,
 )
 from mongosession_wsgi.flask import MongoSession, MongoSessionInterface, session
 
 from ..conftest import Clock
-from ..wsgi import COOKIE, DOWN, Browser, conforming, on_session
+from ..wsgi import COOKIE, DOWN, Browser, conforming, environ_of, on_session
 from ..wsgi import Response as Answer
 
 
@@ -184,6 +188,35 @@ def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -
     assert seen == [(True, True)]
 
 
+@pytest.mark.parametrize(
+    ("use", "modified"),
+    [
+        (lambda: "untouched", False),
+        (lambda: session.get("n"), False),
+        (lambda: session.update(n=2), True),
+        (lambda: session["list"].append(1), True),
+        (lambda: session["list"].append({1}), True),  # This cannot be stored.
+        (lambda: session.login("alice"), True),
+        (lambda: session.clear(), True),
+        (lambda: session.__setattr__("permanent", True), True),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_modified_says_what_the_request_did_also_after_the_commit(
+    use: Callable[[], Any], modified: bool, status: int, app: Flask, visitor: FlaskClient
+) -> None:
+    at_teardown: list[bool] = []
+    app.teardown_request(lambda _: at_teardown.append(session.modified))
+    on(app, "/fill")(lambda: session.update(n=1, list=[]))
+    on(app)(lambda: (str(use()), status))
+    visitor.get("/fill")
+    with visitor:
+        visitor.get("/")
+        assert session.modified is modified
+    assert at_teardown[0] is True
+    assert set(at_teardown[1:]) == {modified}
+
+
 def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
     app: Flask, browser: Browser
 ) -> None:
@@ -195,6 +228,17 @@ def test_a_page_varies_on_the_cookie_only_if_it_used_the_session(
     assert browser.get("/len").header("Vary") == "Cookie"
     assert browser.get("/plain").header("Vary") is None
     assert browser.get("/own").header("Vary") == "Accept, Cookie"
+
+
+def test_a_page_that_begins_a_session_is_private(app: Flask, browser: Browser) -> None:
+    public = {"Cache-Control": "public, max-age=60", "CDN-Cache-Control": "max-age=60"}
+    on(app)(lambda: Response(str(session.setdefault("a", 1)), headers=public))
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "private, max-age=60"
+    assert answer.header("CDN-Cache-Control") is None
+    answer = browser.get()
+    assert answer.header("Cache-Control") == "public, max-age=60"
+    assert answer.header("CDN-Cache-Control") == "max-age=60"
 
 
 def test_templates_and_the_hooks_after_a_view_reach_the_session(
@@ -232,6 +276,32 @@ def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None
     answer = browser.get().body.decode()
     assert answer.startswith("alice ")
     assert len(answer) == len("alice ") + 43
+
+
+def test_it_can_be_merged_and_copied(app: Flask, visitor: FlaskClient) -> None:
+    @on(app)
+    def _() -> None:
+        session["a"] = [1]
+        mine = session._get_current_object()
+        assert session | {"b": 2} == {"b": 2} | mine == {"a": [1], "b": 2}
+        for data in copy.copy(mine), copy.deepcopy(mine), session.copy():
+            assert (type(data), data) == (dict, {"a": [1]})
+
+    assert visitor.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nmae", "end", "data", "touch", "idle_as", "exchange"])
+def test_other_names_are_attribute_errors(name: str, app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: hasattr(session, name))
+    assert visitor.get("/").text == "False"
+
+
+def test_a_login_may_have_a_label(app: Flask, browser: Browser, store: MongoStore) -> None:
+    on(app, "/login")(lambda: session.login("alice", label="Firefox"))
+    on(app)(lambda: session.label)
+    browser.get("/login")
+    assert browser.get().body == b"Firefox"
+    assert [info.label for info in store.sessions("alice")] == ["Firefox"]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +448,7 @@ def test_a_permanent_session_is_a_remembered_one(
     on(app, "/fill")(lambda: session.update(n=1))
     on(app, "/last")(lambda: session.__setattr__("permanent", True))
     on(app, "/login")(lambda: session.login("alice", remember="remember" in request.args))
+    on(app, "/forget")(lambda: session.pop("_permanent"))
     on(app)(lambda: str((session.permanent, "_permanent" in session)))
 
     def state() -> tuple[str, list[bool]]:
@@ -391,7 +462,6 @@ def test_a_permanent_session_is_a_remembered_one(
     assert state() == ("(False, False)", [False])
     assert "Max-Age" in str(browser.get("/login?remember").cookie)
     assert state() == ("(True, True)", [True])
-    on(app, "/forget")(lambda: session.pop("_permanent"))
     browser.get("/forget")
     assert state() == ("(False, False)", [False])
 
@@ -557,7 +627,7 @@ def test_session_remember_is_the_idle_time_of_permanent_sessions(settings: dict[
 def test_a_bad_lifetime_is_refused(lifetime: Any, settings: dict[str, Any]) -> None:
     app = flask_app(None, PERMANENT_SESSION_LIFETIME=lifetime)
     with pytest.raises(
-        (SettingsError, TypeError), match="PERMANENT_SESSION_LIFETIME|timedelta seconds"
+        (SettingsError, TypeError), match=r"PERMANENT_SESSION_LIFETIME|timedelta seconds"
     ):
         MongoSessionInterface(settings).init_app(app)
 
@@ -718,6 +788,23 @@ def test_one_interface_serves_several_applications(mongodb_uri: str, database: s
     gc.collect()
     assert application() is None, "the interface does not keep an application"
     assert len(sessions._exchanges) == 1
+
+
+def test_two_first_requests_at_once_share_a_store(settings: dict[str, Any]) -> None:
+    app, sessions = Flask("shop"), MongoSessionInterface(settings)
+    made = []
+
+    class Waiting:
+        """A lock that another request had until now, which has made what it is for."""
+
+        def __enter__(self) -> None:
+            sessions._lock = Lock()
+            made.append(sessions._exchanges_of(app))
+
+        def __exit__(self, *_: object) -> None: ...
+
+    sessions._lock = Waiting()  # type: ignore[assignment]
+    assert sessions._exchanges_of(app) is made[0]
 
 
 # The hooks of the interface.
@@ -977,6 +1064,17 @@ def test_a_failed_request_changes_nothing(path: str, app: Flask, browser: Browse
     assert browser.get().body == b"1"
 
 
+def test_a_failed_request_sets_no_cookie_of_a_permanent_session(
+    app: Flask, browser: Browser
+) -> None:
+    on(app, "/set")(lambda: session.update(n=1, _permanent=True))
+    on(app)(lambda: (str(session["n"]), 500))
+    on(app, "/login")(lambda: (str(session.login("alice", remember=True)), 500))
+    browser.get("/set")
+    assert browser.get().cookie is None
+    assert browser.get("/login").cookie is None
+
+
 def test_a_request_that_is_refused_may_change_the_session(app: Flask, browser: Browser) -> None:
     failing(app)
     assert browser.get("/400").status == "400 BAD REQUEST"
@@ -1025,6 +1123,29 @@ def test_a_logout_is_carried_out_though_the_error_is_passed_on(
     assert [one["data"] for one in stored.find()] == [{"n": 1}]
     with pytest.raises(ZeroDivisionError):
         visitor.get("/break/logout")
+    assert stored.count_documents({}) == 0
+
+
+class Interruption(BaseException):
+    """What ends a request and is no error, as the timeouts of gevent and gunicorn are."""
+
+
+@pytest.mark.parametrize("testing", [True, False])
+@pytest.mark.parametrize("error", [Interruption, StoreError("of another store")])
+def test_a_logout_is_carried_out_whatever_ends_the_request(
+    error: Any, testing: bool, app: Flask, visitor: FlaskClient, stored: Collection[Any]
+) -> None:
+    app.testing = testing
+
+    @on(app)
+    def _() -> None:
+        session.clear()
+        raise error
+
+    on(app, "/set")(lambda: session.update(n=1))
+    visitor.get("/set")
+    with suppress(Interruption, StoreError):
+        assert visitor.get("/").status_code == 503
     assert stored.count_documents({}) == 0
 
 
@@ -1248,6 +1369,93 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     assert alice.post("/form").status_code == 400
     mallory.get("/")
     assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
+
+
+def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
+    wtf = pytest.importorskip("flask_wtf")
+    pytest.importorskip("flask_wtf.csrf").CSRFProtect(app)
+    page = "{{ csrf_token() }}"
+
+    @on(app, "/login", methods=["POST"])
+    def _() -> str:
+        assert wtf.FlaskForm().validate_on_submit()  # It makes a token for its own page.
+        session.login("alice")
+        return render_template_string(page)
+
+    on(app)(lambda: render_template_string(page))
+    on(app, "/set")(lambda: session.update(cart=["tea"]))
+    on(app, "/pay", methods=["POST"])(lambda: session["cart"])
+    visitor = app.test_client()
+    visitor.get("/set")
+    known = visitor.get("/").text
+    fresh = visitor.post("/login", data={"csrf_token": known}).text
+    assert visitor.post("/pay", data={"csrf_token": known}).status_code == 400
+    assert visitor.post("/pay", data={"csrf_token": fresh}).text == "['tea']"
+    assert visitor.post("/pay", data={"csrf_token": visitor.get("/").text}).text == "['tea']"
+
+
+def test_the_csrf_token_may_have_another_name(app: Flask, browser: Browser) -> None:
+    app.config["WTF_CSRF_FIELD_NAME"] = "other"
+    on(app, "/set")(lambda: session.update(other="s", csrf_token="t"))
+    on(app, "/login")(lambda: session.login("alice"))
+    on(app)(lambda: sorted(session))
+    browser.get("/set")
+    browser.get("/login")
+    assert browser.get().body == b"['csrf_token']"
+
+
+def test_a_login_in_a_transaction_of_the_test_client(app: Flask, visitor: FlaskClient) -> None:
+    on(app)(lambda: session.owner)
+    with visitor.session_transaction() as mine:
+        mine.login("alice")  # type: ignore[attr-defined]
+    assert visitor.get("/").text == "alice"
+
+
+# WebSockets.
+
+
+def test_a_view_that_took_the_socket_over_begins_no_session(
+    app: Flask, browser: Browser, stored: Collection[Any]
+) -> None:
+    class Taken(Response):
+        """What flask-sock returns: under gunicorn its call ends in StopIteration."""
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            raise StopIteration
+
+    @on(app, "/chat", websocket=True)
+    def _() -> Response:
+        session["last"] = "hello"
+        return Taken()
+
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app)(lambda: sorted(session))
+    handshake = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "Upgrade"}
+
+    def chat() -> None:
+        environ = environ_of("/chat", **handshake)
+        if browser.cookie:
+            environ["HTTP_COOKIE"] = browser.cookie
+        with pytest.raises(StopIteration):
+            Flask.wsgi_app(app, environ, lambda *_: None)
+
+    with pytest.warns(SessionWarning, match="no cookie"):
+        chat()
+    assert stored.count_documents({}) == 0
+    browser.get("/set")
+    chat()
+    assert browser.get().body == b"['last', 'n']"
+
+
+def test_a_handshake_that_is_refused_is_an_ordinary_request(app: Flask, browser: Browser) -> None:
+    @on(app, "/chat", websocket=True)
+    def _() -> Any:
+        flash("Log in first.")
+        return redirect("/")
+
+    on(app)(lambda: get_flashed_messages())
+    browser.get("/chat", HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    assert browser.get().body == b"['Log in first.']"
 
 
 def test_an_answer_that_takes_the_place_of_a_committed_one_keeps_its_cookie(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -196,7 +197,29 @@ def test_members_of_ours_are_there(session: MongoSession) -> None:
     assert session.expires_at - session.created_at == timedelta(days=14)
     session.destroy()
     assert (session.new, session.id) == (True, None)
-    assert not hasattr(session, "nmae")
+
+
+def test_it_can_be_merged_and_copied(session: MongoSession) -> None:
+    for data in session | {"m": 2}, {"n": 0, "m": 2} | session:
+        assert (type(data), data) == (dict, {"n": 1, "m": 2})
+    for data in copy.copy(session), copy.deepcopy(session):
+        assert (type(data), data) == (dict, {"n": 1})
+
+
+def test_a_login_may_be_remembered_and_have_a_label(
+    session: MongoSession, store: MongoStore
+) -> None:
+    session.login("alice", remember=True, label="Firefox")
+    assert (session.remembered, session.label) == (True, "Firefox")
+    store.flush(session)
+    (info,) = store.sessions("alice")
+    assert (info.remembered, info.label) == (True, "Firefox")
+
+
+@pytest.mark.parametrize("name", ["nmae", "end", "data", "touch", "idle_as", "exchange"])
+def test_other_names_are_attribute_errors(name: str, session: MongoSession) -> None:
+    with pytest.raises(AttributeError):
+        getattr(session, name)
 
 
 def test_flash_messages_queue_up(any_session: MongoSession) -> None:
@@ -260,6 +283,24 @@ def test_views_are_protected_by_the_csrf_token(policy: Any, site: Site) -> None:
     assert browser.get("/set", **post).status.startswith("400")
     assert browser.get("/set", HTTP_X_CSRF_TOKEN=token, **post).status == "200 OK"
     assert browser.get().body.decode() == token
+
+
+@pytest.mark.parametrize("policy", [None, SessionCSRFStoragePolicy(key="other")])
+def test_a_csrf_token_does_not_survive_a_login(policy: Any, site: Site) -> None:
+    if policy is not None:
+        site.config.set_csrf_storage_policy(policy)
+
+    def login(request: Request) -> str:
+        request.session.login("alice")
+        return get_csrf_token(request)
+
+    browser = site.browser(index=get_csrf_token, login=login, set=set_n, all=show)
+    browser.get("/set")
+    known = browser.get().body
+    fresh = browser.get("/login").body
+    assert fresh != known
+    assert browser.get().body == fresh
+    assert b"('n', 1)" in browser.get("/all").body
 
 
 class HelpedPolicy:
@@ -470,6 +511,22 @@ def test_a_subrequest_with_cookies_of_its_own_has_the_session_of_these(
     assert stored.count_documents({}) == 2
     assert browser.get().body == b""
     assert browser.get("/all").body == b"[('callback', 1), ('inner', 1), ('outer', 2)]"
+
+
+def test_the_late_changes_of_a_subrequest_count_too(site: Site) -> None:
+    def inner(request: Request) -> None:
+        set_n(request)
+        request.add_finished_callback(lambda request: request.session.update(late=1))
+
+    def outer(request: Request) -> None:
+        request.invoke_subrequest(
+            Request.blank("/inner", headers={"Cookie": request.headers["Cookie"]})
+        )
+
+    browser = site.browser(index=outer, inner=inner, set=set_n, all=show)
+    browser.get("/set")
+    browser.get()
+    assert browser.get("/all").body == b"[('late', 1), ('n', 1)]"
 
 
 def test_a_copy_of_such_a_subrequest_has_its_session(site: Site, stored: Collection[Any]) -> None:
