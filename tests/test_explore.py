@@ -163,7 +163,7 @@ PLANTED = [
     ("4 logout", "delete", _deletes_nothing, "logout", "read"),
     ("4 login", "insert", _forgets, "login", "read"),
     ("4 owner", "insert", _adds_a_key, "login", "read"),
-    ("4 old token", "find_one_and_update", _forgets, "rotate", "rotate"),
+    ("5 winners", "find_one_and_update", _forgets, "rotate", "rotate"),
     ("6 seen", "find", _shows_nothing, "read", "set"),
     ("7 final", "update_many", _deletes_nothing, "revoke all", "read"),
     ("7 count", "update_many", _counts_one_more, "revoke all", "read"),
