@@ -279,9 +279,9 @@ def examine(guard: Guard, house: House, rows: dict[str, list[str]]) -> Finding:
     return finding
 
 
-def run(guards: Sequence[Guard], jobs: int) -> Iterator[Finding]:
+def run(guards: Sequence[Guard], rows: dict[str, list[str]], jobs: int) -> Iterator[Finding]:
     """Break the guards, each in one of as many copies as there are jobs; tell as they are done."""
-    rows, houses = rows_of(), SimpleQueue[House]()
+    houses = SimpleQueue[House]()
 
     def one(guard: Guard) -> Finding:
         house = houses.get()
@@ -353,14 +353,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     arguments = parser.parse_args()
     guards = [guard for guard in guards_of() if re.search(arguments.only, guard.words)]
-    findings = []
-    for finding in run(guards, arguments.jobs):
+    rows, findings = rows_of(), list[Finding]()
+    for finding in run(guards, rows, arguments.jobs):
         findings.append(finding)
         progress = f"[{len(findings)}/{len(guards)}]"
         print(progress, table_of(finding), file=sys.stderr if arguments.json else sys.stdout)
         sys.stdout.flush()
     survivors = [finding for finding in findings if finding.error or not finding.noticed]
-    idle = [] if arguments.only else idle_names(findings, rows_of())
+    idle = [] if arguments.only else idle_names(findings, rows)
     if arguments.json:
         told = [
             {
