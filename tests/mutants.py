@@ -201,11 +201,15 @@ class House:
                 shutil.copytree(ROOT / name, folder / name, ignore=skipped)
             else:
                 shutil.copy2(ROOT / name, folder / name)
-        environ = {"PYTHONPATH": str(folder), "MONGODB_URI": uri}
-        self._mother = subprocess.Popen(
+        self._environ = os.environ | {"PYTHONPATH": str(folder), "MONGODB_URI": uri}
+        self._environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        self._mother = self._begin()
+
+    def _begin(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-c", MOTHER],
-            cwd=folder,
-            env=os.environ | environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            cwd=self.folder,
+            env=self._environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -235,7 +239,11 @@ class House:
         assert sent is not None
         assert answers is not None
         print(json.dumps(arguments), file=sent, flush=True)
-        code, names = json.loads(answers.readline())
+        answer = answers.readline()
+        if not answer:
+            code, self._mother = self._mother.wait(), self._begin()
+            raise MisfitError(f"the process that runs the tests has ended, with {code}")
+        code, names = json.loads(answer)
         if code not in (0, 1):
             raise MisfitError(f"the tests could not run:\n{self.log[-2000:]}")
         return [name.removeprefix("tests/") for name in names]
@@ -265,6 +273,17 @@ class Finding:
             return "NOBODY"
         return ", ".join(self.noticed)
 
+    def as_json(self) -> dict[str, object]:
+        """Return the finding for other programs to read."""
+        return {
+            "guard": self.guard.name,
+            "broken": self.guard.how,
+            "rows": self.rows,
+            "noticed_by": self.noticed,
+            "error": self.error,
+            "seconds": round(self.seconds, 1),
+        }
+
 
 def examine(guard: Guard, house: House, rows: dict[str, list[str]]) -> Finding:
     """Break a guard, run the tests of its rows, and tell who noticed."""
@@ -279,9 +298,9 @@ def examine(guard: Guard, house: House, rows: dict[str, list[str]]) -> Finding:
     return finding
 
 
-def run(guards: Sequence[Guard], jobs: int) -> Iterator[Finding]:
+def run(guards: Sequence[Guard], rows: dict[str, list[str]], jobs: int) -> Iterator[Finding]:
     """Break the guards, each in one of as many copies as there are jobs; tell as they are done."""
-    rows, houses = rows_of(), SimpleQueue[House]()
+    houses = SimpleQueue[House]()
 
     def one(guard: Guard) -> Finding:
         house = houses.get()
@@ -339,10 +358,9 @@ def idle_names(findings: Sequence[Finding], rows: dict[str, list[str]]) -> list[
 
 def table_of(finding: Finding) -> str:
     """Return the lines of a finding in the table."""
-    guard = finding.guard
-    mark = "  " if finding.noticed and not finding.error else "! "
-    head = f"{mark}{guard.name:<58} {guard.how:<58} {finding.seconds:5.1f} s"
-    return f"{head}\n      {finding.verdict}"
+    mark = " " if finding.noticed and not finding.error else "!"
+    guard = f"{finding.guard.name}; broken: {finding.guard.how}"
+    return f"{mark} {guard:<100} {finding.seconds:6.1f} s\n      {finding.verdict}"
 
 
 def main() -> int:
@@ -353,26 +371,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     arguments = parser.parse_args()
     guards = [guard for guard in guards_of() if re.search(arguments.only, guard.words)]
-    findings = []
-    for finding in run(guards, arguments.jobs):
+    rows, findings = rows_of(), list[Finding]()
+    for finding in run(guards, rows, arguments.jobs):
         findings.append(finding)
         progress = f"[{len(findings)}/{len(guards)}]"
         print(progress, table_of(finding), file=sys.stderr if arguments.json else sys.stdout)
         sys.stdout.flush()
     survivors = [finding for finding in findings if finding.error or not finding.noticed]
-    idle = [] if arguments.only else idle_names(findings, rows_of())
+    idle = [] if arguments.only else idle_names(findings, rows)
     if arguments.json:
-        told = [
-            {
-                "guard": one.guard.name,
-                "broken": one.guard.how,
-                "rows": one.rows,
-                "noticed_by": one.noticed,
-                "error": one.error,
-                "seconds": round(one.seconds, 1),
-            }
-            for one in findings
-        ]
+        told = [finding.as_json() for finding in findings]
         print(json.dumps({"guards": told, "idle": idle}, indent=1))
     else:
         for line in idle:
