@@ -477,6 +477,10 @@ class Life:
             return found
         if type(found) is not Record:
             return NOTHING
+        if found.version != document.version_of(visit.token):
+            # Somebody has put a plain document in place of a sealed one, or the reverse.
+            _log_foreign(found.id)
+            return NOTHING
         end = visit.times.end_of(found)
         if end <= self._clock():
             return NOTHING

@@ -118,11 +118,11 @@ def row_of(key: str, rows: dict[str, list[str]]) -> str:
     return found[0]
 
 
-def broken(guard: Guard) -> dict[str, str]:
+def broken(guard: Guard, root: Path = ROOT) -> dict[str, str]:
     """Return the files of a guard with the guard broken, by their paths."""
     texts: dict[str, str] = {}
     for edit in guard.edits:
-        text = texts.get(edit.path) or (ROOT / edit.path).read_text()
+        text = texts.get(edit.path) or (root / edit.path).read_text()
         try:
             texts[edit.path] = replaced(text, edit.before, edit.after)
         except MisfitError as error:
@@ -194,7 +194,7 @@ class House:
     """A copy of the project, in which guards are broken one after the other."""
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self._folder = folder
+        self.folder = folder
         skipped = shutil.ignore_patterns("__pycache__", "bench", "pictures", "_static")
         for name in COPIED:
             if (ROOT / name).is_dir():
@@ -217,13 +217,16 @@ class House:
 
     def noticed(self, texts: dict[str, str], tests: Sequence[str]) -> list[str]:
         """Return which of these tests fail when the files have these texts."""
+        paths = [self.folder / path for path in texts]
+        before = [(path.read_bytes(), path.stat()) for path in paths]
         try:
-            for path, text in texts.items():
-                (self._folder / path).write_text(text)
+            for path, text in zip(paths, texts.values(), strict=True):
+                path.write_text(text)
             return self._failed(tests)
         finally:
-            for path in texts:
-                shutil.copy2(ROOT / path, self._folder / path)  # With its time, for its bytecode.
+            for path, (content, stat) in zip(paths, before, strict=True):
+                path.write_bytes(content)
+                os.utime(path, (stat.st_atime, stat.st_mtime))  # Its bytecode goes by that.
 
     def _failed(self, tests: Sequence[str]) -> list[str]:
         arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
@@ -240,7 +243,7 @@ class House:
     @property
     def log(self) -> str:
         """The output of the last tests."""
-        return (self._folder / "log").read_text()
+        return (self.folder / "log").read_text()
 
 
 @dataclass
@@ -269,7 +272,7 @@ def examine(guard: Guard, house: House, rows: dict[str, list[str]]) -> Finding:
     try:
         finding.rows = [row_of(key, rows) for key in guard.rows]
         tests = dict.fromkeys(test for row in finding.rows for test in rows[row])
-        finding.noticed = house.noticed(broken(guard), list(tests))
+        finding.noticed = house.noticed(broken(guard, house.folder), list(tests))
     except (MisfitError, SyntaxError) as error:
         finding.error = str(error)
     finding.seconds = time.monotonic() - begun

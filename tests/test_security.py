@@ -784,6 +784,20 @@ def test_a_sealed_value_that_was_changed_makes_no_session(
     assert sealed.server.documents == before
 
 
+@pytest.mark.parametrize("act", [lambda session: session.get("role"), rotate, log_out])
+def test_no_plain_document_takes_the_place_of_a_sealed_one(
+    sealed: Scene, act: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = sealed.stored({"role": "guest"}, owner="alice")
+    put(sealed, token, v=1, data={"role": "admin"})
+    before = dict(sealed.server.documents)
+    session = sealed.request(token, act)
+    assert session.get("role") is None
+    assert session.owner is None
+    assert "not of our form" in caplog.text
+    assert sealed.server.documents == before
+
+
 def test_a_sealed_value_opens_in_no_other_session(sealed: Scene) -> None:
     rich, poor = (sealed.stored({"credit": credit}, owner="alice") for credit in (900, 1))
     put(sealed, poor, data=document_of(sealed, rich)["data"])
