@@ -167,6 +167,42 @@ def test_a_login_is_known_before_it_is_stored(scene: Scene) -> None:
     assert (again.owner, again.label, again.remembered) == ("alice", "Firefox", True)
 
 
+@pytest.mark.parametrize("came", [True, False])
+def test_a_login_has_a_token_that_nobody_knew_before(scene: Scene, came: bool) -> None:
+    session = scene.store.open(scene.stored({"a": 1}) if came else None)
+    session["b"] = 1
+    session.regenerate()
+    before = session.token
+    session.login("alice", remember=True)
+    assert session.token not in (None, before)
+    assert (session.token or "").endswith(REMEMBERED)
+    scene.store.flush(session)
+    assert scene.store.retrieve(str(before)) is None
+
+
+def test_a_login_keeps_nothing_of_another_owner_from_its_line_on(scene: Scene) -> None:
+    session = scene.store.open(scene.stored({"a": 1}, owner="alice"))
+    assert session["a"] == 1
+    session.login("bob")
+    assert session == {}
+    session["b"] = 2
+    scene.store.flush(session)
+    assert scene.live() == [("bob", {"b": 2})]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_login_leaves_a_frameworks_secrets_behind(scene: Scene, seen: bool) -> None:
+    session = scene.store.open(scene.stored({"csrf": "known", "cart": 1}))
+    visit_of(session).secrets = ("csrf", "other")
+    if seen:
+        assert session["csrf"] == "known"
+    session.login("alice")
+    session["other"] = "new"
+    assert "csrf" not in session
+    scene.store.flush(session)
+    assert scene.live() == [("alice", {"cart": 1, "other": "new"})]
+
+
 def test_a_new_session_has_no_moments_and_no_owner(scene: Scene) -> None:
     for session in (scene.store.open(None), scene.store.open("t" * 43)):
         session["a"] = 1
