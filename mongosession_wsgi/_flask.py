@@ -71,8 +71,8 @@ class FlaskExchanges:
             name: getattr(interface, name) for name in _HOOKS if hasattr(interface, name)
         }
         self._are_plain = all(
-            getattr(type(interface), name) is getattr(SessionInterface, name)
-            for name in self._hooks
+            getattr(hook, "__func__", None) is getattr(SessionInterface, name)
+            for name, hook in self._hooks.items()
         )
         self._policy = lru_cache(maxsize=256)(self._policy_of)
         self.times()
