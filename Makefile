@@ -12,7 +12,7 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore faults fuzz load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore mutants faults fuzz load clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ load: $(INSTALLED)  ## load every kind of server and worker (REQUESTS=10000)
 
 fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)
+
+mutants: $(INSTALLED)  ## break each guard behind docs/security.md, and see which test notices (ONLY="a thief")
+	@$(BIN)/python -m tests.mutants --only "$(ONLY)"
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(OLDEST) $(BENCH) .demo .servers build dist *.egg-info .coverage .hypothesis .*_cache

@@ -189,7 +189,7 @@ class Draft:
         """Return the values of some keys, and keep the values of the others sealed."""
         names = {sealed.seal.name(key) for key in keys | self.dropped} & sealed.keys()
         self._sealed = sealed
-        return sealed.open({name: sealed.pop(name) for name in names})
+        return sealed.open({name: sealed.pop(name) for name in names}) if names else {}
 
     def _open(self, key: str) -> None:
         """Open the value of a key, if still sealed."""

@@ -371,10 +371,10 @@ class Life:
                     return None  # Expired, and not deleted yet.
                 continue  # Stored just now.
             passed.add(this)
-            goes_on = found.goes_on and (past_logins or not found.by_login)
-            if not goes_on or found.successor is None:
+            successor = _followed(found, past_logins=past_logins)
+            if successor is None:
                 return None
-            this = found.successor
+            this = successor
         return None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
@@ -477,6 +477,10 @@ class Life:
             return found
         if type(found) is not Record:
             return NOTHING
+        if found.version != document.version_of(visit.token):
+            # Somebody has put a plain document in place of a sealed one, or the reverse.
+            _log_foreign(found.id)
+            return NOTHING
         end = visit.times.end_of(found)
         if end <= self._clock():
             return NOTHING
@@ -514,6 +518,12 @@ class Life:
         known = visit.known
         owner = known.owner if type(known) is Record else None
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
+
+
+def _followed(mark: Mark, *, past_logins: bool) -> str | None:
+    """Return the id of the session that ends together with the session of a mark."""
+    goes_on = mark.goes_on and (past_logins or not mark.by_login)
+    return mark.successor if goes_on else None
 
 
 def _log_foreign(id_: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from mongosession_wsgi.cli.administration import Administration, Selection
 from mongosession_wsgi.cli.health import Finding, Health, Verdict
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
+from mongosession_wsgi.times import Times
 
 from .conftest import Clock
 from .proxy import Proxy, command_of
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+HOURS = partial(timedelta, 0, 0, 0, 0, 0)
 LIVE = {"data": {"$exists": True}}
 SUMMARY = {
     "_id": id_of("one"),
@@ -149,6 +152,42 @@ def test_marks_whose_time_is_up_are_not_looked_at(
 
 
 # Looking.
+
+
+@pytest.mark.parametrize(
+    ("remember", "times", "expires_in"),
+    [
+        (None, Times(HOURS(3), HOURS(9), None), 2),
+        (None, Times(HOURS(1), HOURS(9), None), 0),
+        (True, Times(HOURS(1), HOURS(3), None), 2),
+        (True, Times(HOURS(9), HOURS(1), None), 0),
+        (False, Times(HOURS(1), HOURS(1), None), 24),
+        (None, Times(HOURS(90), HOURS(90), None), 24),
+        (None, Times(HOURS(9), HOURS(9), HOURS(3)), 1),
+        (None, Times(HOURS(9), HOURS(9), HOURS(2)), 0),
+    ],
+)
+def test_a_look_goes_by_the_times_of_the_application(
+    store: MongoStore,
+    stored: Collection[Any],
+    clock: Clock,
+    remember: bool | None,
+    times: Times,
+    expires_in: int,
+) -> None:
+    """One session, created two hours ago and used an hour ago, that is stored for a day."""
+    now, id_ = clock(), id_of("one")
+    moments = {"created_at": now - HOURS(2), "seen_at": now - HOURS(1)}
+    terms = {} if remember is None else {"remember": remember}
+    session = {"_id": id_, "v": 1, "data": {}, "owner": None, "expires_at": now + HOURS(24)}
+    stored.insert_one(session | moments | terms)
+    looking = Administration(store, clock=clock, times=times)
+    found = [one.expires_at for one in looking.sessions(Selection())]
+    assert found == ([now + HOURS(expires_in)] if expires_in else [])
+    assert looking.statistics().live == len(found)
+    assert bool(looking.session(id_)) == bool(looking.whole(id_)) == bool(found)
+    assert looking.count(Selection()) == 1
+    assert list(looking.end(Selection())) == [1]
 
 
 @pytest.mark.parametrize(

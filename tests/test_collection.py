@@ -490,6 +490,16 @@ def test_no_part_of_a_password_is_told(made: Made, uri: str) -> None:
     assert error.__cause__ is not None
 
 
+@pytest.mark.parametrize("words", ["Bad port: 'hunter2'", "Unknown option hunter2", '"/sesame@db"'])
+def test_a_driver_that_quotes_a_uri_tells_no_password(made: Made, words: str) -> None:
+    """Releases of the driver differ in how much of a URI they quote."""
+    error = made("mongodb://u:hunter2/sesame@db/")._no_client(ConfigurationError(words))
+    told = "".join(traceback.format_exception(error))
+    assert "hunter2" not in told
+    assert "sesame" not in told
+    assert "percent-encoded" in told
+
+
 # Seven causes, seven texts.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_nested_change_is_one_and_looking_is_none() -> None:
     assert set(draft.difference().assigned) == {"a"}
 
 
+def test_an_object_in_hand_counts_after_a_write_too() -> None:
+    draft = of({"a": [1]})
+    draft.set("a", mine := [1, 2])
+    draft.settle(draft.difference())
+    mine.append(3)
+    changes = draft.difference()
+    assert changes.assigned == {"a": [1, 2, 3]}
+    # What was in hand before something else was stored is no measure of it.
+    draft.settle(changes)
+    draft.delete("a")
+    draft.settle(draft.difference())
+    draft.set("a", 5)
+    draft.settle(draft.difference())
+    draft.set("a", [1, 2, 3])
+    assert draft.difference().assigned == {"a": [1, 2, 3]}
+
+
 def test_what_cannot_be_stored_is_refused_where_it_is_set_or_found() -> None:
     draft = of({"a": [1]})
     with pytest.raises(SessionDataError):
@@ -135,6 +153,65 @@ def test_the_stored_data_stay_as_they_are() -> None:
     draft.clear()
     draft.wipe()
     assert stored == {"a": 1, "b": 2}
+
+
+def test_what_a_login_left_behind_is_not_removed_once_more() -> None:
+    draft = of({"csrf": "old", "a": 1, "b": [1]})
+    draft.drop(["csrf"])
+    draft.delete("a")
+    draft.settle(draft.contents())
+    assert draft.difference() is UNCHANGED
+    draft.get("b").append(2)
+    assert draft.difference() == Changes({"b": [1, 2]}, prints=draft.difference().prints)
+
+
+# A sealed session.
+
+
+def sealed(data: dict[str, Any], spoil: Callable[[], None] = lambda: None) -> Draft:
+    """Return the draft of a request that has loaded these data, sealed."""
+    values = {SEAL.name(key): SEAL.value(key, value) for key, value in data.items()}
+    return Draft().rebased(SealedData(values, SEAL, spoil), replaces=False)
+
+
+def test_a_sealed_value_is_opened_when_it_is_asked_for() -> None:
+    draft = sealed({"a": 1, "b": [1]})
+    assert draft.data == {}
+    assert draft.has("a")
+    assert not draft.has("c")
+    assert draft.data == {"a": 1}
+    draft.get("b").append(2)
+    assert set(draft.difference().assigned) == {"b"}
+    assert draft.complete() == {"a": 1, "b": [1, 2]}
+
+
+def test_a_sealed_value_is_compared_with_what_replaces_it() -> None:
+    draft = sealed({"a": 1, "b": 2, "c": 3})
+    draft.set("a", 2)
+    draft.delete("a")
+    draft.set("b", 2)
+    draft.set("c", 4)
+    changes = draft.difference()
+    assert (changes.assigned, changes.removed) == ({"c": 4}, {"a"})
+
+
+def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
+    for look in (lambda draft: draft.complete(), lambda draft: draft.has("csrf")):
+        draft = sealed({"csrf": "old", "a": 1})
+        draft.drop(["csrf"])
+        look(draft)
+        assert not draft.has("csrf")
+        assert draft.contents().assigned == {"a": 1}
+
+
+def test_a_value_that_does_not_open_spoils_the_session() -> None:
+    spoilt: list[bool] = []
+    draft = sealed({"a": 1, "b": 2}, lambda: spoilt.append(True))
+    draft._sealed[SEAL.name("a")] = SEAL.value("b", 2)  # type: ignore[index]
+    with pytest.raises(KeyError):
+        draft.get("a")
+    assert spoilt == [True]
+    assert draft.complete() == {}
 
 
 # Everything at once, against plain dicts.

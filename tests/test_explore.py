@@ -32,6 +32,7 @@ Act = Callable[[], Any]
 # Every order.
 
 
+@pytest.mark.server  # It needs none, but minutes on a busy machine.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["mongodb"])
 def test_every_order_of_two_requests_keeps_the_promises(engine: str) -> None:

@@ -378,6 +378,19 @@ def test_of_two_rotations_at_once_one_wins(scene: Scene) -> None:
     assert scene.live() == [(None, {"a": 1})]
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_rotation_by_a_replaced_token_stores_nothing(scene: Scene, seen: bool) -> None:
+    token = scene.stored({"a": 1})
+    scene.request(token, regenerated)
+    late = scene.store.open(token)
+    if seen:
+        assert late == {}
+    late["b"] = 2
+    late.regenerate()
+    assert scene.store.flush(late) is Outcome.ENDED
+    assert scene.live() == [(None, {"a": 1})]
+
+
 def test_a_rotation_takes_what_others_have_written_meanwhile(scene: Scene) -> None:
     token = scene.stored({"a": [1], "b": 1, "c": 1})
     session = scene.store.open(token)
@@ -438,6 +451,24 @@ def test_a_swap_is_not_undone_once_the_session_has_ended(scene: Scene) -> None:
         with pytest.raises(SessionDataError):
             scene.store.flush(session)
         assert scene.live() == []
+
+
+def test_a_session_that_was_put_back_is_not_put_back_again_over_another_rotation(
+    scene: Scene,
+) -> None:
+    token = scene.stored({"a": 1}, owner="alice")
+    session = scene.store.open(token)
+    session["b"] = hidden = [1]
+    hidden.append({1})  # type: ignore[arg-type]
+    session.regenerate()
+    scene.server.plan(
+        "replace_one", loses="answer", after=lambda: scene.request(token, regenerated)
+    )
+    with pytest.raises(SessionDataError):
+        scene.store.flush(session)
+    assert scene.server.all_done
+    assert scene.store.retrieve(token) is None
+    assert scene.live() == [("alice", {"a": 1})]
 
 
 # A login by a token that is replaced.
@@ -701,6 +732,19 @@ def test_revoking_all_ends_what_is_rotated_meanwhile(scene: Scene) -> None:
     assert scene.store.revoke_all("alice", keep=id_of(kept)) == 1
     assert scene.live() == [("alice", {"k": 1})]
     assert scene.store.retrieve(kept) is not None
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_the_session_that_is_kept_is_followed_through_its_rotations(
+    scene: Scene, times: int
+) -> None:
+    first = latest = scene.stored({"k": 1}, owner="alice")
+    for _ in range(times):
+        latest = str(scene.request(latest, regenerated).token)
+    scene.stored({"a": 1}, owner="alice")
+    assert scene.store.revoke_all("alice", keep=id_of(first)) == 1
+    assert scene.live() == [("alice", {"k": 1})]
+    assert scene.store.retrieve(latest) is not None
 
 
 def test_revoking_all_leaves_a_login_alone_that_begins_later(scene: Scene) -> None:

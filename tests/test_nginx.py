@@ -23,9 +23,12 @@ from mongosession_wsgi.testing import MemoryStore
 from .test_examples import address_in, environment
 
 NGINX, OPENSSL = shutil.which("nginx"), shutil.which("openssl")
-pytestmark = pytest.mark.skipif(
-    not (NGINX and OPENSSL), reason="needs nginx and openssl (Debian: nginx-light, openssl)"
-)
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(
+        not (NGINX and OPENSSL), reason="needs nginx and openssl (Debian: nginx-light, openssl)"
+    ),
+]
 CONFIGURATION = """
 daemon off;
 master_process off;

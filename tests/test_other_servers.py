@@ -110,7 +110,8 @@ def test_a_look_that_fails_in_an_unforeseen_way_is_a_line_of_the_report(
     pretender: Pretender, there: MongoStore
 ) -> None:
     pretender.changes["hello"] = lambda answer: answer | {"localTime": bson.Int64(2**62)}
-    pretender.changes["listIndexes"] = lambda answer: {"ok": 1.0, "cursor": {"firstBatch": [{}]}}
+    nothing = {"id": bson.Int64(0), "ns": "shop.sessions", "firstBatch": [{}]}
+    pretender.changes["listIndexes"] = lambda answer: {"ok": 1.0, "cursor": nothing}
     found = findings(there)
     assert (found["clock"].verdict, found["expired sessions"].verdict) == (NOTE, NOTE)
     assert found["index on owner"].verdict is NOTE

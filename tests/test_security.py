@@ -27,10 +27,12 @@ from mongosession_wsgi.document import id_of
 from mongosession_wsgi.exchange import UNAVAILABLE
 from mongosession_wsgi.falcon import SessionComponent
 from mongosession_wsgi.flask import MongoSessionInterface
+from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing import MemoryStore
 from mongosession_wsgi.testing.requests import Clock
 from mongosession_wsgi.visit import Outcome
 
+from . import mutants
 from .scripted import Scene, refused
 from .wsgi import COOKIE, DOWN, KEY, Browser, Response, conforming, on_session
 
@@ -278,10 +280,14 @@ def test_a_login_leaves_the_data_of_another_owner_behind(scene: Scene) -> None:
         (None, log_in("alice"), True),
         ("bob", log_in("alice"), False),
         ("bob", lambda session: (session.get("a"), session.login("alice")), False),
+        ("bob", lambda session: (session["a"], session.update(b=2), session.login("alice")), False),
         (None, lambda session: (session.destroy(), session.login("alice")), False),
     ):
         token = scene.stored({"a": 1}, **({"owner": owner} if owner else {}))
-        session = scene.request(token, act)
+        session = scene.store.open(token)
+        act(session)
+        assert (session.get("a") == 1) is stays
+        scene.store.flush(session)
         assert session.token != token
         assert scene.store.retrieve(token) is None
         assert scene.store.retrieve(str(session.token)) == ({"a": 1} if stays else {})
@@ -329,6 +335,32 @@ def test_a_csrf_token_from_before_a_login_is_not_one_after_it(
     browser.get("/login")
     assert browser.get("/form").body != planted
     assert browser.get(secret).body not in (b"", before)
+
+
+# Shared caches.
+
+LETS_IT_BE_STORED = ["public", "public, max-age=60", "max-age=60", "s-maxage=600, immutable", ""]
+
+
+@pytest.mark.parametrize("control", LETS_IT_BE_STORED)
+def test_a_page_that_begins_a_session_is_private(control: str) -> None:
+    acts: list[Use] = [lambda session: session.update(a=1), log_in("alice"), rotate]
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        acts.pop(0)(environ[KEY])
+        headers = [("Content-Type", "text/plain"), ("Cache-Control", control)]
+        start_response("200 OK", [*headers, ("CDN-Cache-Control", "max-age=600")])
+        return [b"page"]
+
+    browser = Browser(SessionMiddleware(conforming(app), {}, store=MemoryStore()))
+    for _ in range(3):
+        response = browser.get()
+        assert response.token
+        directives = re.split(" *, *", response.header("Cache-Control") or "")
+        assert directives[0] == "private"
+        assert not [one for one in directives if one.startswith(("public", "s-maxage"))]
+        assert response.header("CDN-Cache-Control") is None
+        assert response.header("Vary") == "Cookie"
 
 
 # What a visitor is told, and what is logged.
@@ -477,12 +509,17 @@ def test_the_audit_log_has_no_token_no_data_and_no_line_of_a_visitor(
     scene: Scene, events: Events
 ) -> None:
     forger, device = "al\nlogin: forged", "Fire\r\nfox\x1b[2J"
-    tokens = [scene.stored({"card": "4111"}, owner=forger, label=device)]
-    for act in (rotate, log_in(forger, label=device), rotate, lambda session: session.get("card")):
+    tokens = [scene.stored({"diagnosis": "gout, of both feet"}, owner=forger, label=device)]
+    for act in (
+        rotate,
+        log_in(forger, label=device),
+        rotate,
+        lambda session: session.get("diagnosis"),
+    ):
         tokens.append(scene.request(tokens[-1], act).token or tokens[-1])
-    scene.request(tokens[0], lambda session: session.get("card"))
+    scene.request(tokens[0], lambda session: session.get("diagnosis"))
     scene.request(tokens[-1], log_out)
-    tokens.append(scene.stored({"card": "4111"}, owner=forger, label=device))
+    tokens.append(scene.stored({"diagnosis": "gout, of both feet"}, owner=forger, label=device))
     scene.store.revoke_all(forger)
     assert {event for event, _ in ((one.session_event, 0) for one in events.records)} == {
         *("login", "regenerate", "stale", "logout", "revoke")
@@ -492,8 +529,8 @@ def test_the_audit_log_has_no_token_no_data_and_no_line_of_a_visitor(
         assert line.isprintable()
         assert line.isascii()
         shown = line + repr(vars(record))
-        assert "4111" not in shown
-        assert "card" not in shown
+        assert "of both feet" not in shown
+        assert "diagnosis" not in shown
         assert not [token for token in tokens if token in shown]
     assert any("Fire" in record.getMessage() for record in events.records)
 
@@ -518,6 +555,8 @@ def spoil(session: Session) -> None:
     [
         (lambda session: session.get("a"), "down"),
         (lambda session: session.update(a=1), "down"),
+        (lambda session: session.update(a=1), "down, and nobody was there before"),
+        (lambda session: (session.clear(), session.login("alice")), "refuses"),
         (rotate, "down"),
         (log_in("alice"), "down"),
         (log_out, "down"),
@@ -532,12 +571,19 @@ def test_no_frame_of_ours_shows_a_token_to_a_collector_of_local_variables(
 ) -> None:
     memory = MemoryStore()
     token = memory.create({"list": []}).token or ""
-    other = MongoStore(DOWN) if store == "down" else memory
-    flush, caught = other.flush, list[BaseException]()
+    other = memory if store == "up" else MongoStore(DOWN)
+    if store == "refuses":
+        scene = Scene(Clock())
+        token, other = scene.stored({"list": []}), scene.store
+        scene.server.plan("insert_one", error=refused())
+    flush, caught, tokens = other.flush, list[BaseException](), {token}
 
     def watched(session: Session) -> Outcome:
         with noting(caught):
-            return flush(session)
+            try:
+                return flush(session)
+            finally:
+                tokens.add(str(visit_of(session).new_token))
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         with noting(caught):
@@ -546,13 +592,15 @@ def test_no_frame_of_ours_shows_a_token_to_a_collector_of_local_variables(
         return [b""]
 
     other.flush = watched  # type: ignore[method-assign]
-    browser = Browser(SessionMiddleware(conforming(app), {}, store=other), f"mongosession={token}")
+    cookie = "" if "nobody" in store else f"mongosession={token}"
+    browser = Browser(SessionMiddleware(conforming(app), {}, store=other), cookie)
     with suppress(Exception), noting(caught):
         browser.get()
     assert caught
     for error in caught:
         for name, local in locals_of_ours(error):
-            assert token not in re.sub("'HTTP_COOKIE': '[^']*'", "", repr(local)), name
+            shown = re.sub("'HTTP_COOKIE': '[^']*'", "", repr(local))
+            assert not [token for token in tokens if token in shown], name
     other.close()
 
 
@@ -630,7 +678,11 @@ WRITES = {"insert", "update", "delete", "findAndModify"}
 
 # Sealed sessions.
 
-SECRETS: dict[str, Any] = {"card": "4111 1111", "diagnosis": ["gout"], "note": {"rent": 900}}
+SECRETS: dict[str, Any] = {
+    "card number": "4111 1111 1111",
+    "diagnosis": ["gout, of both feet"],
+    "allowance": {"monthly rent": 900},
+}
 
 
 @pytest.fixture
@@ -649,18 +701,19 @@ def put(scene: Scene, token: str, **fields: Any) -> None:
 
 def test_the_database_holds_no_name_and_no_value_of_a_sealed_session(sealed: Scene) -> None:
     token = sealed.stored(SECRETS, owner="alice", label="Firefox")
-    sealed.request(token, lambda session: session.update(motto="carpe diem"))
+    sealed.request(token, lambda session: session.update(watchword="carpe diem"))
     sealed.request(token, lambda session: session["diagnosis"].append("anaemia"))
     token = str(sealed.request(token, rotate).token)
     dump = b"".join(sealed.server.documents.values())
-    words = ["card", "4111", "diagnosis", "gout", "note", "rent", "motto", "carpe", "anaemia"]
+    words = ["card number", "4111 1111", "diagnosis", "gout, of", "allowance", "monthly rent"]
+    words += ["watchword", "carpe diem", "anaemia"]
     assert not [word for word in words if word.encode() in dump]
     assert token.encode() not in dump
     (info,) = sealed.store.sessions()
     assert (info.sealed, info.data, info.owner, info.label) == (True, {}, "alice", "Firefox")
     assert sealed.store.retrieve(token) == SECRETS | {
-        "motto": "carpe diem",
-        "diagnosis": ["gout", "anaemia"],
+        "watchword": "carpe diem",
+        "diagnosis": ["gout, of both feet", "anaemia"],
     }
 
 
@@ -731,6 +784,20 @@ def test_a_sealed_value_that_was_changed_makes_no_session(
     assert sealed.server.documents == before
 
 
+@pytest.mark.parametrize("act", [lambda session: session.get("role"), rotate, log_out])
+def test_no_plain_document_takes_the_place_of_a_sealed_one(
+    sealed: Scene, act: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = sealed.stored({"role": "guest"}, owner="alice")
+    put(sealed, token, v=1, data={"role": "admin"})
+    before = dict(sealed.server.documents)
+    session = sealed.request(token, act)
+    assert session.get("role") is None
+    assert session.owner is None
+    assert "not of our form" in caplog.text
+    assert sealed.server.documents == before
+
+
 def test_a_sealed_value_opens_in_no_other_session(sealed: Scene) -> None:
     rich, poor = (sealed.stored({"credit": credit}, owner="alice") for credit in (900, 1))
     put(sealed, poor, data=document_of(sealed, rich)["data"])
@@ -768,24 +835,22 @@ def test_the_second_click_on_log_in_has_no_sealed_data_of_the_first(
 
 # The page itself.
 
-PAGE = Path(__file__).parent.parent / "docs" / "security.md"
-NAMED = re.compile(r"`((?:frameworks/)?test_\w+\.py)::(test_\w+)`")
-
-
-def rows() -> Iterator[list[str]]:
-    """Yield the cells of each row of the page's tables."""
-    for line in PAGE.read_text().splitlines():
-        if line.startswith("| ") and not line.startswith(("| id |", "| what is ")):
-            yield [cell.strip() for cell in line.strip("|").split(" | ")]
-
 
 def test_every_row_that_is_met_names_a_test_that_is_there() -> None:
-    named = 0
-    for row in rows():
-        tests = NAMED.findall(row[-1])
-        if "**met" in row[2]:
-            assert tests, row[0]
-        for file, name in tests:
-            assert f"def {name}(" in (Path(__file__).parent / file).read_text(), name
-            named += 1
-    assert named > 100
+    rows = mutants.rows_of()
+    for line in mutants.PAGE.read_text().splitlines():
+        if "| **met" in line:
+            assert rows[line.strip("| ").partition(" | ")[0]], line
+    named = {test for tests in rows.values() for test in tests}
+    assert len(named) > 80
+    for test in named:
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), test
+
+
+def test_every_guard_is_where_make_mutants_breaks_it() -> None:
+    rows, broken = mutants.rows_of(), set[str]()
+    for guard in mutants.guards_of():
+        assert mutants.broken(guard)
+        broken |= {mutants.row_of(key, rows) for key in guard.rows}
+    assert broken == {row for row, tests in rows.items() if tests}

@@ -26,6 +26,8 @@ from mongosession_wsgi.testing.conformance import StoreConformance
 from . import races
 from .servers import java
 
+pytestmark = pytest.mark.server
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -814,8 +814,10 @@ def test_repr_shows_no_token_in_any_state(store: MongoStore) -> None:
 class Unasked(SessionCollection):
     """Sends no command, and says of each that it was carried out."""
 
-    def attempt(self, command: Callable[[Any], Any]) -> Any:
+    def attempt(self, command: Callable[[Any], Any], size: int = 0) -> Any:
         return True
+
+    def ensure_indexes_in_passing(self) -> None: ...
 
 
 class Unstored(MongoStore):

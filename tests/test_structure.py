@@ -65,7 +65,8 @@ FOR_FRAMEWORKS = {
     *("exchange", "middleware"),
 }
 FOR_THE_COMMAND = {
-    *("__version__", "errors", "failures", "settings", "document", "indexes", "store", "embedded"),
+    *("__version__", "errors", "failures", "settings", "document", "indexes", "times", "store"),
+    "embedded",
 }
 FOR_TESTS = {"errors", "settings", "document", "session", "store", "exchange"}
 

@@ -432,6 +432,25 @@ def test_late_changes_of_a_response_that_failed_are_dropped(
     assert stored.find_one()["data"] == {"a": 1}
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_late_changes_of_a_body_that_raises_are_dropped(
+    visit: Any, store: MongoStore, stored: Collection[Any], ends: bool
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        environ["mongosession"]["a"] = 2
+        start_response("200 OK", PLAIN)
+        yield b"begun"
+        environ["mongosession"]["a"] = 3
+        if ends:
+            environ["mongosession"].destroy()
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        visit(app, store.create({"a": 1}))
+    found = stored.find_one()
+    assert (found and found["data"]) == (None if ends else {"a": 2})
+
+
 # Errors.
 
 

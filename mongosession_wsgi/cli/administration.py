@@ -26,6 +26,7 @@ from ..errors import StoreError
 from ..failures import NOT_ALLOWED, explaining
 from ..indexes import OURS
 from ..store import MongoStore, utc_now
+from ..times import Times
 from .judging import Index, old_indexes
 
 _OLD_NAME = "expires_at_1"
@@ -117,16 +118,28 @@ class Statistics:
 
 
 class Administration:
-    """Look after all sessions of a store; every method raises `StoreError` if MongoDB fails."""
+    """Look after all sessions of a store; every method raises `StoreError` if MongoDB fails.
 
-    def __init__(self, store: MongoStore, *, clock: Callable[[], datetime] = utc_now) -> None:
+    A look finds the sessions that are live by `times`, the settings of the application, or by
+    their stored expiry if those are not known. Ending goes by the stored expiry alone, because
+    longer times would bring a session back.
+    """
+
+    def __init__(
+        self,
+        store: MongoStore,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        times: Times | None = None,
+    ) -> None:
         self.store = store
         self._clock = clock
+        self._times = times
 
     # Looking.
 
     def count(self, selection: Selection) -> int:
-        """Return how many live sessions are selected."""
+        """Return how many sessions `end` would end."""
         return self._counted(selection.conditions(self._clock()))
 
     def count_ids(self, ids: Sequence[str]) -> int:
@@ -140,11 +153,11 @@ class Administration:
 
     def sessions(self, selection: Selection, *, newest: int = 0) -> Generator[Summary, None, None]:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
-        conditions = selection.conditions(self._clock())
+        conditions = self._live(selection, self._clock())
         try:
             with explaining(), closing(self._outlines(conditions, newest)) as outlines:
                 for raw in outlines:
-                    summary = _summary(raw)
+                    summary = _summary(raw, self._times)
                     if summary is not None:
                         yield summary
         except StoreError as error:
@@ -155,10 +168,10 @@ class Administration:
 
     def session(self, id: str) -> Summary | None:
         """Return the live session of this public id without its data, or None."""
-        conditions = self._live(id)
+        conditions = self._live_one(id)
         with explaining(), closing(self._outlines(conditions)) as outlines:
             raw = next(outlines, None)
-            found = None if raw is None else _summary(raw)
+            found = None if raw is None else _summary(raw, self._times)
             if found is None or found.size is not None:
                 return found
             whole = self.store.collection.find_one(conditions)
@@ -170,8 +183,8 @@ class Administration:
         The data of a sealed session is empty here.
         """
         with explaining():
-            raw = self.store.collection.find_one(self._live(id))
-        found = None if raw is None else _summary(raw)
+            raw = self.store.collection.find_one(self._live_one(id))
+        found = None if raw is None else _summary(raw, self._times)
         if raw is None or found is None:
             return None
         found = found._replace(size=len(raw.raw))
@@ -184,7 +197,7 @@ class Administration:
         """Count the sessions; MongoDB does it, and sends only the counts."""
         now = self._clock()
         statistics = Statistics(expired=self.count_expired())
-        stages = _counting(Selection().conditions(now), now)
+        stages = _counting(self._live(Selection(), now), now)
         try:
             with explaining(), self.store.collection.aggregate(stages) as groups:
                 for group in groups:
@@ -271,10 +284,14 @@ class Administration:
 
     # Steps of the methods above.
 
-    def _live(self, id: str) -> dict[str, Any]:
+    def _live(self, selection: Selection, now: datetime) -> dict[str, Any]:
+        conditions = selection.conditions(now)
+        return conditions if self._times is None else conditions | _live_by(self._times, now)
+
+    def _live_one(self, id: str) -> dict[str, Any]:
         this = {"_id": id}
         # The id comes first: the embedded server searches by the first index it meets.
-        return this | Selection().conditions(self._clock()) | this
+        return this | self._live(Selection(), self._clock()) | this
 
     def _outlines(
         self, conditions: dict[str, Any], newest: int = 0
@@ -370,6 +387,16 @@ class Administration:
         return self.store.delete(ids, conditions)
 
 
+def _live_by(times: Times, now: datetime) -> dict[str, Any]:
+    """Return the filter of sessions that neither their idle time nor their lifetime has ended."""
+    kinds: list[dict[str, Any]] = [
+        {"remember": kind} if idle is None else {"remember": kind, "seen_at": {"$gt": now - idle}}
+        for kind, idle in times.idle.items()
+    ]
+    young = [] if times.lifetime is None else [{"created_at": {"$gt": now - times.lifetime}}]
+    return {"$and": [{"$or": kinds}, *young]}
+
+
 def _batches(ids: Iterable[Any]) -> Iterator[list[Any]]:
     remaining = iter(ids)
     while batch := list(islice(remaining, AT_A_TIME)):
@@ -422,7 +449,7 @@ def _is_lack(error: BaseException | None) -> bool:
     return isinstance(error, OperationFailure) and not error.timeout and error.code not in _NO_LACK
 
 
-def _summary(raw: RawBSONDocument) -> Summary | None:
+def _summary(raw: RawBSONDocument, times: Times | None = None) -> Summary | None:
     """Read a document without its data; None if its values show that it is no session."""
     try:
         found = bson.decode(raw.raw, codec_options=document.CODEC)
@@ -437,7 +464,7 @@ def _summary(raw: RawBSONDocument) -> Summary | None:
         owner=record.owner,
         created_at=record.created_at,
         seen_at=record.seen_at,
-        expires_at=record.expires_at,
+        expires_at=record.expires_at if times is None else times.end_of(record),
         size=int(size) if isinstance(size, int | float) else None,
         label=record.label,
         remembered=record.remember is True,

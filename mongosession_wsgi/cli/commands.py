@@ -388,7 +388,7 @@ def _store(longest: timedelta | None) -> Iterator[MongoStore]:
 def _administration() -> Iterator[Administration]:
     with _store(_LONGEST) as store:
         reach(store)
-        yield Administration(store)
+        yield Administration(store, times=_connection().times(store))
 
 
 def _drop_old_index(administration: Administration) -> str | None:
@@ -436,10 +436,10 @@ def _work(done: str, what: str, total: int, batches: Iterator[int], nothing: str
     """Run through `batches` of counts with a progress bar, and print the sum."""
     count = 0
     try:
-        with console.progress(f"{done.capitalize()}", total) as bar:
+        with console.progress(done.capitalize(), total) as move:
             for batch in batches:
                 count += batch
-                bar.update(bar.task_ids[0], completed=count)
+                move(count)
     except KeyboardInterrupt:
         so_far = f"{count:,} of {counted(total, what)} {done}"
         say(f"Interrupted: {so_far}. Run it again to go on.")

@@ -23,6 +23,7 @@ from ..errors import SettingsError, StoreError
 from ..failures import explained
 from ..settings import Settings
 from ..store import MongoStore
+from ..times import Times
 from .arguments import fault_of
 from .reasons import secrets_of, without
 
@@ -97,6 +98,10 @@ class Connection:
             options = {**settings.client_options, **limits}
             settings = replace(settings, client_options=options)
         return MongoStore(settings)
+
+    def times(self, store: MongoStore) -> Times | None:
+        """Return the times that hold for the application's sessions, if its settings are known."""
+        return None if self.file is None else Times.of(store.settings)
 
     def hint(self, *words: str) -> str:
         """Return a command line for a next step, with the options of this command line."""

@@ -7,7 +7,7 @@ import shutil
 import sys
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -261,10 +261,13 @@ def buckets(counts: Counter[int], bounds: Sequence[str]) -> Iterator[tuple[str, 
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Progress]:
-    """Show a bar on stderr, if that is a terminal; its only task has the number 0."""
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr, if that is a terminal; yield the function that moves it."""
     console = Console(stderr=True)
+    if not (total and console.is_terminal):
+        yield lambda _: None
+        return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (total and console.is_terminal)) as bar:
-        bar.add_task(what, total=total)
-        yield bar
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)
