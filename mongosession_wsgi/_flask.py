@@ -71,8 +71,8 @@ class FlaskExchanges:
             name: getattr(interface, name) for name in _HOOKS if hasattr(interface, name)
         }
         self._are_plain = all(
-            getattr(type(interface), name) is getattr(SessionInterface, name)
-            for name in self._hooks
+            getattr(hook, "__func__", None) is getattr(SessionInterface, name)
+            for name, hook in self._hooks.items()
         )
         self._policy = lru_cache(maxsize=256)(self._policy_of)
         self.times()
@@ -140,14 +140,16 @@ class FlaskExchange(Exchange):
                 visit.idle_as(True)  # Version 1 stored permanent sessions without a kind.
             self._changes_kind = visit.remember is not None
         super().commit(status)
+        # A change moves the expiry, also where the stored session was not due for a renewal.
+        if self._set_cookie is None and visit.changed and visit.state is State.OPEN:
+            self._set_cookie = self.cookie_after(Outcome.RENEWED)
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header for the browser, if it needs a cookie now."""
         visit, of = self.visit, self._of
-        if outcome is Outcome.RENEWED or outcome is Outcome.KEPT:
-            # Only an acknowledged write proves the token to be still good.
-            wrote = outcome is Outcome.RENEWED or (visit.changed and visit.state is State.OPEN)
-            if not (wrote and (visit.kind is True or self._changes_kind)):
+        if outcome is Outcome.RENEWED:
+            # The write was acknowledged, which proves the token to be still good.
+            if visit.kind is not True and not self._changes_kind:
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)

@@ -41,12 +41,12 @@ class SessionStore(SessionBase):
 
     @property
     def modified(self) -> bool:
-        """Whether a save has something to write, also within a value. Ended sessions have not."""
+        """Whether the session was changed, also within a value, unless another request ended it."""
         if self.session_key is not None and is_over(self._stored):
             return False
         if type(visit_of(self._stored).known) is not Record:
             return self._modified
-        return self._modified or visit_of(self._updated()).has_changes
+        return self._modified or visit_of(self._updated()).was_changed
 
     @modified.setter
     def modified(self, modified: bool) -> None:
@@ -135,8 +135,10 @@ class SessionStore(SessionBase):
             self._stored.login(self.owner, label=self.label)
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
-        # Without `set_expiry`, the moment is only the end of an idle time.
-        visit_of(session).live_until(moment, False if self.get("_session_expiry") else None)
+        # Without `set_expiry`, and Django's own way of counting, the moment ends an idle time.
+        is_of_django = type(self).get_expiry_date is SessionBase.get_expiry_date
+        is_idle_time = is_of_django and not self.get("_session_expiry")
+        visit_of(session).live_until(moment, None if is_idle_time else False)
         mongo_store().flush(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()

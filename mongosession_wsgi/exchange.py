@@ -148,7 +148,7 @@ class Exchange:
             visit.state = State.ENDED  # No second try in the same request.
             raise
         self._begins = outcome is Outcome.CREATED
-        if outcome is not Outcome.ENDED:
+        if outcome is not Outcome.KEPT and outcome is not Outcome.ENDED:
             self._set_cookie = self.cookie_after(outcome)
         self._committed = True
 
@@ -198,8 +198,6 @@ class Exchange:
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header for the browser, if any."""
-        if outcome is Outcome.KEPT:
-            return None
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
         cookie = self.cookie

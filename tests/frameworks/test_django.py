@@ -484,6 +484,18 @@ def test_the_age_of_a_subclass_counts(stored: Collection[Any]) -> None:
     assert not Brief().exists(session.session_key)
 
 
+def test_what_a_subclass_says_of_the_expiry_holds(stored: Collection[Any]) -> None:
+    class Lasting(SessionStore):
+        def get_expiry_date(self, **kwargs: Any) -> datetime:
+            return django_timezone.now() + timedelta(days=90)
+
+    session = Lasting()
+    session["tea"] = "Assam"
+    session.save()
+    stored.update_one({}, {"$set": {"seen_at": datetime.now(timezone.utc) - timedelta(days=60)}})
+    assert Lasting().exists(session.session_key)
+
+
 # What is stored.
 
 
@@ -528,6 +540,7 @@ def test_a_change_within_a_value_is_one() -> None:
     session["cart"]["tea"].append("Oolong")
     assert session.modified
     session.save()
+    assert session.modified, "it says what was done, also after the save"
     assert not SessionStore(session.session_key).modified
     assert data_of(session.session_key) == {"cart": {"tea": ["Assam", "Oolong"]}}
     session["cart"]["tea"].pop()

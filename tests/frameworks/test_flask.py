@@ -1035,6 +1035,19 @@ def test_a_middleware_of_ours_around_it_does_the_commit(
     assert answer.all("Vary") == ["Cookie"]
 
 
+def test_permanent_means_remembered_within_a_middleware_too(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    app = Flask("inner")
+    app.session_interface = MongoSessionInterface(settings)
+    lasting = settings | {"session_remember": "3 days"}
+    app.wsgi_app = SessionMiddleware(conforming(app.wsgi_app), lasting, store=store)
+    on(app)(lambda: session.update(n=session.get("n", 0) + 1, _permanent=True))
+    browser = Browser(app)
+    assert f"Max-Age={3 * 24 * 3600};" in str(browser.get().cookie)
+    assert [info.remembered for info in store.sessions()] == [True]
+
+
 # Requests that fail.
 
 

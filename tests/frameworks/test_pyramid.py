@@ -529,6 +529,26 @@ def test_the_late_changes_of_a_subrequest_count_too(site: Site) -> None:
     assert browser.get("/all").body == b"[('late', 1), ('n', 1)]"
 
 
+def test_a_subrequest_may_be_made_again_with_its_environ(
+    site: Site, stored: Collection[Any]
+) -> None:
+    def fails(request: Request) -> None:
+        request.session["n"] = 2
+        raise ZeroDivisionError
+
+    def outer(request: Request) -> str:
+        blank = Request.blank("/fails")
+        with pytest.raises(ZeroDivisionError):
+            request.invoke_subrequest(blank)
+        again = Request(blank.environ)
+        again.path_info = "/inner"
+        return request.invoke_subrequest(again).headers["Set-Cookie"]
+
+    browser = site.browser(index=outer, inner=set_n, fails=fails)
+    assert browser.get().body.startswith(b"mongosession=")
+    assert [document["data"] for document in stored.find()] == [{"n": 1}]
+
+
 def test_a_copy_of_such_a_subrequest_has_its_session(site: Site, stored: Collection[Any]) -> None:
     def inner(request: Request) -> None:
         set_n(request)
