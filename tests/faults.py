@@ -207,6 +207,7 @@ class Outcome(Enum):
     FAILS = "503, and nothing is changed"
     UNKNOWN = "503, but the server may have done it, or a part of it: its answer was lost"
     REPEATED = "200, and done, with the first command sent twice"
+    WITHOUT = "200, and logged in without the data, which were in the answer that was lost"
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,8 @@ class Page:
                 return (self.undone,)
             case Outcome.UNKNOWN:
                 return (self.undone, *self.unknown)
+            case Outcome.WITHOUT:
+                return self.unknown
         return (self.done,)
 
 
@@ -342,7 +345,7 @@ FAULTS = [
         _LOST_ONCE,
         Outcome.REPEATED,
         When.EACH_PAGE,
-        {LOGS_IN.name: Outcome.UNKNOWN},
+        {LOGS_IN.name: Outcome.WITHOUT},
         Server.STANDALONE,
     ),
     Fault(

@@ -2,8 +2,9 @@
 
 `python -m tests.races --rounds 10000` races the stories of this module, so many rounds in all, on
 the server of `MONGODB_URI` or on an embedded one, and prints a table. `--server java` races them
-on a mongo-java-server, whose commands run in parallel and are atomic. It ends with 1 if any count
-is not zero.
+on a mongo-java-server, whose commands run in parallel and are atomic. `--memory` races them without
+a server, in threads over the memory store, which is faster. The exit status is 1 if any count is
+not zero.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -20,29 +22,44 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from http.client import HTTPResponse
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pymongo import MongoClient
 
-from mongosession_wsgi import MongoStore, Session, SessionMiddleware
-from mongosession_wsgi.document import id_of
+from mongosession_wsgi import MongoStore, Session, SessionMiddleware, life
+from mongosession_wsgi.document import CODEC, Mark, id_of
 from mongosession_wsgi.embedded import EmbeddedServer
-from mongosession_wsgi.session import State
+from mongosession_wsgi.session import visit_of
+from mongosession_wsgi.testing.memory import Client
+from mongosession_wsgi.visit import State
 
 from .servers.java import UnavailableError, java_server
-from .wsgi import KEY, Browser, Response, conforming
+from .wsgi import KEY, Browser, Response, call, conforming, environ_of
 
+T = TypeVar("T")
 Use = Callable[[Session], Any]
 NAME = "mongosession"
 LONGEST_WAIT = 60.0
 """Seconds after which something hangs, rather than being slow."""
+PATIENCE = (0.01, 0.02, 0.04, 0.08, *[0.1] * 300)
+"""What a login waits for another one that is under way: long, for these machines are busy."""
+LIMIT = 2
+"""The `session_limit` of the stories that have one."""
+MOST_ROTATIONS = 1000
+"""The rotations after which a thief has outrun the revocation."""
+CART = {"base": 1, "cart": ["egg"]}
+"""What is in each session before its race."""
+CART_AND_HAM = CART | {"cart": ["egg", "ham"]}
+CLEAN_EVERY = 20
+"""Rounds after which the collection is emptied; a memory store searches all of it."""
 
 
 class Fault(Enum):
@@ -51,6 +68,7 @@ class Fault(Enum):
     LOST = "lost"
     REVIVED = "revived"
     CLOBBERED = "clobbered cookies"
+    OUTRUN = "outrun"
     STALE = "stale reads"
     BOTH_WON = "both won"
 
@@ -66,6 +84,8 @@ class Racer:
     reading: bool = False
     token: str | None = None
     """Another token than that of the race."""
+    owner: str | None = None
+    """Who logs in by this request."""
     gate: threading.Barrier = field(init=False, repr=False)
     session: Session = field(init=False, repr=False)
     response: Response = field(init=False, repr=False)
@@ -86,20 +106,29 @@ class Racer:
     @property
     def is_acknowledged(self) -> bool:
         """Whether it wrote its changes, rather than having found its session ended."""
-        return self.response.status == "200 OK" and self.session.state is not State.ENDED
+        visit = visit_of(self.session)
+        is_over = visit.state is State.ENDED or type(visit.known) is Mark
+        return self.response.status == "200 OK" and not is_over
 
 
 class Track:
-    """Where requests race: a middleware, its store, and a server of two processes with both."""
+    """Where requests race: a middleware, its store, and perhaps a server of two processes."""
 
-    def __init__(self, uri: str, database: str, address: tuple[str, int]) -> None:
+    def __init__(
+        self, client: Any, database: str, address: tuple[str, int] | None = None, **settings: Any
+    ) -> None:
         self.address = address
-        self.client: MongoClient[Any] = MongoClient(uri, tz_aware=True)
-        settings = {"mongodb_host": uri, "mongodb_session_db": database}
-        self.stored = self.client[database]["sessions"]
-        self.store = MongoStore(settings)
+        settings = {"mongodb_session_db": database} | settings
+        self.store = MongoStore(settings, client=client)
+        self.stored = self.store.collection.with_options(CODEC)
+        self.begun: dict[str, datetime] = {}
+        """When the sessions were created that requests of this round began, by their ids."""
+        self._note_what_begins()
+        self.limited = (
+            self if settings.get("session_limit") else self._with_a_limit(client, settings)
+        )
         self._app = SessionMiddleware(conforming(self._answer), settings, store=self.store)
-        self._threads = ThreadPoolExecutor(max_workers=6)
+        self._threads = ThreadPoolExecutor(max_workers=8)
 
     def begin(self, *, owner: str | None = None, renewal_due: bool = False) -> str:
         """Return the token of a new session that has something in it."""
@@ -116,34 +145,115 @@ class Track:
 
     def race(self, token: str, *racers: Racer, against: Callable[[], Any] | None = None) -> Any:
         """Let all start at once; return what `against`, which is no request, returned."""
+        self.begun.clear()
         gate = threading.Barrier(len(racers) + (against is not None))
         runs = [self._threads.submit(self._run, racer, token, gate) for racer in racers]
         if against is not None:
             gate.wait(LONGEST_WAIT)
         outcome = against() if against is not None else None
         for run in runs:
-            run.result()
+            run.result(LONGEST_WAIT)
         return outcome
+
+    @contextmanager
+    def rotating(self, *tokens: str) -> Iterator[list[Rotating]]:
+        """Have the sessions of these tokens rotate meanwhile; yield when each has done so once."""
+        visitors = [Rotating(self, token) for token in tokens]
+        runs = [self._threads.submit(visitor.run) for visitor in visitors]
+        try:
+            for visitor in visitors:
+                visitor.has_rotated.wait(LONGEST_WAIT)
+            yield visitors
+        finally:
+            for visitor in visitors:
+                visitor.stop.set()
+            for run in runs:
+                run.result(LONGEST_WAIT)
+
+    def browser(self, token: str) -> Browser:
+        return Browser(self._app, cookie=f"{NAME}={token}")
+
+    def ask(
+        self, token: str, use: Use, on_header: Callable[[], object] = lambda: None
+    ) -> dict[str, Any]:
+        """Send a request; do something else at the moment at which its first header goes out."""
+
+        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            def started(*arguments: Any) -> Any:
+                on_header()
+                return start_response(*arguments)
+
+            return self._app(environ, started)
+
+        environ = environ_of(HTTP_COOKIE=f"{NAME}={token}")
+        found: list[Any] = []
+        response = call(app, environ | {"races.racer": lambda session: found.append(use(session))})
+        return {"status": int(response.status[:3]), "found": found[0]}
 
     def find(self, token: str | None) -> dict[str, Any] | None:
         """Return what a request that comes now finds under `token`."""
         session = self.store.retrieve(token) if token else None
         return None if session is None else session.copy()
 
+    def document(self, token: str) -> dict[str, Any]:
+        """Return what is stored under a token's id, empty if there is nothing."""
+        return next(iter(self.stored.find({"_id": id_of(token)})), {})
+
+    def live(self, owner: str) -> set[str]:
+        """Return the ids of an owner's live sessions."""
+        return {info.id for info in self.store.sessions(owner)}
+
     def close(self) -> None:
         self._threads.shutdown()
-        self.store.close()
-        self.client.close()
+        if self.limited is not self:
+            self.limited.close()
+
+    def _with_a_limit(self, client: Any, settings: dict[str, Any]) -> Track:
+        return Track(client, settings["mongodb_session_db"], session_limit=str(LIMIT))
+
+    def _note_what_begins(self) -> None:
+        commits: Any = self.store._life
+        begin = commits._begun
+
+        def noted(*arguments: Any) -> Any:
+            record = begin(*arguments)
+            moment = record.created_at
+            stored = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+            self.begun[record.id] = stored
+            return record
+
+        commits._begun = noted
 
     def _run(self, racer: Racer, token: str, gate: threading.Barrier) -> None:
         racer.gate = gate
-        browser = Browser(self._app, cookie=f"{NAME}={racer.token or token}")
-        racer.response = browser.get(**{"races.racer": racer})
+        racer.response = self.browser(racer.token or token).get(**{"races.racer": racer})
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["races.racer"](environ[KEY])
         start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
         return [b"answer"]
+
+
+class Rotating:
+    """A visitor whose every request asks for a new token, without a pause, until there is none."""
+
+    def __init__(self, track: Track, token: str) -> None:
+        self._browser = track.browser(token)
+        self.stop, self.has_rotated = threading.Event(), threading.Event()
+        self.is_tired = False
+        """Whether the visitor gave up, because nobody had put an end to the session for long."""
+
+    def run(self) -> None:
+        for _ in range(MOST_ROTATIONS):
+            response = self._browser.get(**{"races.racer": Session.regenerate})
+            self.has_rotated.set()
+            if self.stop.is_set() or not response.token:
+                return
+        self.is_tired = True
+
+    @property
+    def token(self) -> str:
+        return self._browser.token
 
 
 def _sets(key: str, **how: Any) -> Racer:
@@ -159,7 +269,7 @@ def _reads() -> Racer:
 
 
 def _login(owner: str = "alice", **how: Any) -> Racer:
-    return Racer(lambda session: session.login(owner), **how)
+    return Racer(lambda session: session.login(owner), owner=owner, **how)
 
 
 def _regenerates(**how: Any) -> Racer:
@@ -168,6 +278,15 @@ def _regenerates(**how: Any) -> Racer:
 
 def _logout(**how: Any) -> Racer:
     return Racer(lambda session: session.destroy(), **how)
+
+
+def _either() -> bool:
+    """Say whether a request has read before, where both ways are raced."""
+    return random.random() < 0.5
+
+
+def _somebody() -> str:
+    return secrets.token_hex(8)
 
 
 def _cookies_of(*racers: Racer) -> Iterator[Fault]:
@@ -187,7 +306,7 @@ def writes_of_different_keys(track: Track) -> Iterator[Fault]:
     racers = _sets("a"), _sets("b"), _sets("c", reading=True), _appends()
     track.race(token, *racers)
     yield from _cookies_of(*racers)
-    if track.find(token) != {"base": 1, "cart": ["egg", "ham"], "a": "a", "b": "b", "c": "c"}:
+    if track.find(token) != CART_AND_HAM | {"a": "a", "b": "b", "c": "c"}:
         yield Fault.LOST
 
 
@@ -196,7 +315,7 @@ def reading_and_writing(track: Track) -> Iterator[Fault]:
     racers = _reads(), _reads(), _appends(), _sets("a", reading=True)
     track.race(token, *racers)
     yield from _cookies_of(*racers)
-    if track.find(token) != {"base": 1, "cart": ["egg", "ham"], "a": "a"}:
+    if track.find(token) != CART_AND_HAM | {"a": "a"}:
         yield Fault.LOST
 
 
@@ -230,21 +349,102 @@ def login_and_writes(track: Track) -> Iterator[Fault]:
 
 
 def two_logins(track: Track) -> Iterator[Fault]:
-    yield from _one_wins(track, _login("alice"), _login("bob"))
+    yield from _all_log_in(track, _login("alice"), _login("bob", reading=_either()))
 
 
 def four_logins(track: Track) -> Iterator[Fault]:
-    yield from _one_wins(
+    yield from _all_log_in(
         track, _login("alice"), _login("bob", reading=True), _login("carol"), _login("alice")
     )
 
 
+def double_login(track: Track) -> Iterator[Fault]:
+    """Click "Log in" twice, as a visitor or as who has logged in before."""
+    owner = _somebody()
+    token = track.begin(owner=owner if _either() else None)
+    racers = [_login(owner, reading=_either()) for _ in range(2)]
+    track.race(token, *racers)
+    yield from _after_an_end(track, token)
+    if len({racer.cookie for racer in racers} - {None, ""}) != len(racers):
+        yield Fault.LOST
+    if any(track.find(racer.cookie) != CART for racer in racers):
+        yield Fault.LOST
+
+
+def login_again_and_logout(track: Track) -> Iterator[Fault]:
+    """Confirm a password in one tab, log out in another."""
+    owner = _somebody()
+    token = track.begin(owner=owner)
+    login, logout = _login(owner, reading=_either()), _logout(reading=_either())
+    track.race(token, login, logout)
+    yield from _after_an_end(track, token)
+    if logout.cookie != "":
+        yield Fault.LOST
+    was_first = bool(track.document(token))  # Of the logout, nothing stays.
+    if was_first or login.reading or not login.cookie:
+        yield from _nobody_is_in(track, owner)
+    elif track.find(login.cookie) != {}:
+        yield Fault.REVIVED
+
+
+def more_logins_than_the_limit(track: Track) -> Iterator[Fault]:
+    """Log in thrice at once, while an older session rotates; there may be two."""
+    owner, limited = _somebody(), track.limited
+    old = track.begin(owner=owner)
+    racers = [_login(owner, token=track.begin(), reading=_either()) for _ in range(3)]
+    limited.race(old, _regenerates(reading=_either()), *racers)
+    latest = sorted(limited.begun.items(), key=lambda one: (one[1], one[0]))[-LIMIT:]
+    live, expected = track.live(owner), {id_ for id_, _ in latest}
+    if live - expected:
+        yield Fault.REVIVED
+    if expected - live:
+        yield Fault.LOST
+    if any(racer.response.status != "200 OK" for racer in racers):
+        yield Fault.LOST
+    if not expected <= {id_of(racer.cookie) for racer in racers if racer.cookie}:
+        yield Fault.LOST
+
+
 def two_regenerations(track: Track) -> Iterator[Fault]:
-    yield from _one_wins(track, _regenerates(), _regenerates(reading=True))
+    token = track.begin()
+    racers = _regenerates(), _regenerates(reading=True)
+    track.race(token, *racers)
+    won = [racer for racer in racers if racer.cookie]
+    yield from _cookies_of(*(racer for racer in racers if racer not in won))
+    yield from _after_an_end(track, token)
+    if len(won) > 1:
+        yield Fault.BOTH_WON
+    if not won or track.find(won[0].cookie) != CART:
+        yield Fault.LOST
 
 
 def regeneration_and_login(track: Track) -> Iterator[Fault]:
-    yield from _one_wins(track, _regenerates(reading=True), _login())
+    token = track.begin()
+    rotation, login = _regenerates(reading=_either()), _login(reading=_either())
+    track.race(token, rotation, login)
+    yield from _after_an_end(track, token)
+    if not login.cookie:
+        yield Fault.LOST
+    if rotation.cookie:  # The session of an anonymous visitor goes on beside the login's.
+        expected = [CART, {}]
+    else:
+        yield from _cookies_of(rotation)
+        expected = [None, CART]
+    if [track.find(rotation.cookie), track.find(login.cookie)] != expected:
+        yield Fault.LOST
+
+
+def rotation_and_logout(track: Track) -> Iterator[Fault]:
+    owner = _somebody()
+    token = track.begin(owner=owner)
+    logout, *others = _logout(reading=_either()), _regenerates(), _regenerates(reading=True)
+    track.race(token, logout, *others)
+    yield from _after_an_end(track, token)
+    yield from _nobody_is_in(track, owner)
+    if logout.cookie != "":
+        yield Fault.LOST
+    if "" in {other.cookie for other in others}:
+        yield Fault.CLOBBERED
 
 
 def logout_and_login(track: Track) -> Iterator[Fault]:
@@ -288,10 +488,52 @@ def revocation_of_all_and_writes(track: Track) -> Iterator[Fault]:
     yield from _after_an_end(track, token)
 
 
+def revocation_of_who_rotates(track: Track) -> Iterator[Fault]:
+    owner = _somebody()
+    token = track.begin(owner=owner)
+    with track.rotating(token) as thieves:
+        track.store.revoke(id_of(token))
+        yield from _nobody_is_in(track, owner, *thieves)
+    yield from _nobody_is_in(track, owner)
+
+
+def revocation_of_all_who_rotate(track: Track) -> Iterator[Fault]:
+    owner = _somebody()
+    with track.rotating(track.begin(owner=owner), track.begin(owner=owner)) as thieves:
+        track.store.revoke_all(owner)
+        yield from _nobody_is_in(track, owner, *thieves)
+    yield from _nobody_is_in(track, owner)
+
+
+def logout_of_who_rotates(track: Track) -> Iterator[Fault]:
+    """Log out by the token from before many rotations."""
+    owner = _somebody()
+    token = track.begin(owner=owner)
+    with track.rotating(token) as thieves:
+        logout = _logout()
+        track.race(token, logout)
+        yield from _nobody_is_in(track, owner, *thieves)
+    if logout.cookie != "":
+        yield Fault.LOST
+
+
+def revocation_of_all_but_who_rotates(track: Track) -> Iterator[Fault]:
+    owner = _somebody()
+    kept, thief, _ = (track.begin(owner=owner) for _ in range(3))
+    with track.rotating(kept) as (keeper,), track.rotating(thief) as thieves:
+        ended = track.store.revoke_all(owner, keep=id_of(kept))
+    if track.live(owner) - {id_of(keeper.token)}:
+        yield Fault.REVIVED
+    if thieves[0].is_tired:
+        yield Fault.OUTRUN
+    if track.find(keeper.token) != CART or ended not in (1, 2):
+        yield Fault.LOST
+
+
 def ttl_deletion_and_writes(track: Track) -> Iterator[Fault]:
     token = track.begin(renewal_due=True)
     racers = _sets("a", reading=True), _appends(), _reads()
-    track.race(token, *racers, against=lambda: track.stored.delete_one({"_id": id_of(token)}))
+    track.race(token, *racers, against=lambda: track.stored.delete_many({"_id": id_of(token)}))
     yield from _cookies_of(*racers)
     yield from _after_an_end(track, token)
 
@@ -303,13 +545,15 @@ def old_tokens_and_the_new_cookie(track: Track) -> Iterator[Fault]:
     stale = [
         _sets("a"),
         _sets("b", reading=True),
-        _login("mallory"),
+        _regenerates(reading=_either()),
         Racer(lambda session: (session.destroy(), session.update(a=1))),
     ]
-    fresh = _sets("fresh", token=login.cookie)
-    track.race(old, *stale, fresh)
+    fresh, mallory = _sets("fresh", token=login.cookie), _login("mallory")
+    track.race(old, *stale, fresh, mallory)
     yield from _cookies_of(*stale, fresh)
-    if track.find(login.cookie) != {"base": 1, "cart": ["egg"], "fresh": "fresh"}:
+    if track.find(login.cookie) != CART | {"fresh": "fresh"}:
+        yield Fault.LOST
+    if track.find(mallory.cookie) != {}:  # A login of its own, without anything of hers.
         yield Fault.LOST
     if track.find(old) is not None:
         yield Fault.REVIVED
@@ -319,14 +563,29 @@ def a_redirect_followed_at_once(track: Track) -> Iterator[Fault]:
     """Follow a redirect at the first byte of its header, over another connection."""
     token = track.begin()
     value = secrets.token_hex(4)
-    with asked(track.address, f"/?set=value:{value}&redirect=/?read", token) as first:
-        first.recv(1, socket.MSG_PEEK)
-        with asked(track.address, "/?read", token) as second:
-            found = answer_of(second)
-        if answer_of(first)["status"] != 303:
-            yield Fault.LOST
+    if track.address is None:
+        first, found = _followed_in_this_process(track, token, value)
+    else:
+        with asked(track.address, f"/?set=value:{value}&redirect=/?read", token) as connection:
+            connection.recv(1, socket.MSG_PEEK)
+            with asked(track.address, "/?read", token) as second:
+                found = answer_of(second)
+            first = answer_of(connection)["status"]
+    if first not in (200, 303):
+        yield Fault.LOST
     if found["status"] != 200 or found["read"].get("value") != value:
         yield Fault.STALE
+
+
+def _followed_in_this_process(track: Track, token: str, value: str) -> tuple[int, dict[str, Any]]:
+    found: dict[str, Any] = {}
+
+    def follow() -> None:
+        answer = track.ask(token, Session.copy)
+        found.update(status=answer["status"], read=answer["found"])
+
+    first = track.ask(token, lambda session: session.update(value=value), follow)
+    return first["status"], found
 
 
 def _login_against(track: Track, login: Racer, *writers: Racer) -> Iterator[Fault]:
@@ -334,7 +593,7 @@ def _login_against(track: Track, login: Racer, *writers: Racer) -> Iterator[Faul
     track.race(token, login, *writers)
     yield from _cookies_of(*writers)
     yield from _after_an_end(track, token)
-    expected: Any = {"base": 1, "cart": ["egg"]}
+    expected: Any = deepcopy(CART)
     for writer in writers:
         if writer.is_acknowledged:
             writer.use(expected)
@@ -342,24 +601,34 @@ def _login_against(track: Track, login: Racer, *writers: Racer) -> Iterator[Faul
         yield Fault.LOST
 
 
-def _one_wins(track: Track, *racers: Racer) -> Iterator[Fault]:
+def _all_log_in(track: Track, *racers: Racer) -> Iterator[Fault]:
+    """Race logins: each has a session of its own, and the data goes to the first one's owner."""
     token = track.begin()
     track.race(token, *racers)
-    won = [racer for racer in racers if racer.cookie]
-    yield from _cookies_of(*(racer for racer in racers if racer not in won))
     yield from _after_an_end(track, token)
-    if len(won) > 1:
-        yield Fault.BOTH_WON
-    if not won or track.find(won[0].cookie) != {"base": 1, "cart": ["egg"]}:
+    first = track.document(token).get("successor")
+    owners = {racer.owner for racer in racers if id_of(racer.cookie or "") == first}
+    if len(owners) != 1 or len({racer.cookie for racer in racers}) != len(racers):
         yield Fault.LOST
+    for racer in racers:
+        if track.find(racer.cookie) != (CART if racer.owner in owners else {}):
+            yield Fault.LOST
 
 
 def _after_an_end(track: Track, token: str) -> Iterator[Fault]:
-    if track.stored.find_one({"_id": id_of(token), "data": {"$exists": True}}) is not None:
+    if "data" in track.document(token):
         yield Fault.REVIVED
 
 
-STORIES = [
+def _nobody_is_in(track: Track, owner: str, *thieves: Rotating) -> Iterator[Fault]:
+    if track.live(owner):
+        yield Fault.REVIVED
+    if any(thief.is_tired for thief in thieves):
+        yield Fault.OUTRUN
+
+
+Story = Callable[[Track], Iterator[Fault]]
+STORIES: list[Story] = [
     writes_of_different_keys,
     reading_and_writing,
     logout_and_writes,
@@ -369,11 +638,19 @@ STORIES = [
     login_and_writes,
     two_logins,
     four_logins,
+    double_login,
+    login_again_and_logout,
+    more_logins_than_the_limit,
     two_regenerations,
     regeneration_and_login,
+    rotation_and_logout,
     revocation_and_writes,
     revocation_and_login,
     revocation_of_all_and_writes,
+    revocation_of_who_rotates,
+    revocation_of_all_who_rotate,
+    revocation_of_all_but_who_rotates,
+    logout_of_who_rotates,
     ttl_deletion_and_writes,
     old_tokens_and_the_new_cookie,
     a_redirect_followed_at_once,
@@ -556,30 +833,68 @@ class Row:
     faults: Counter[Fault] = field(default_factory=Counter)
 
 
-def run(uri: str, rounds: int, *, is_watched: bool = False) -> list[Row]:
-    """Race all stories, `rounds` times in all; show the progress on stderr if `is_watched`."""
+def run(uri: str, rounds: int) -> list[Row]:
+    """Race all stories on a server, `rounds` times in all, and return what came of them."""
+    with track_on(uri) as track:
+        return race(track, STORIES, rounds)
+
+
+def track_in_memory() -> AbstractContextManager[Track]:
+    """Return a track for threads of this process, over the memory store."""
+    return closing(Track(RestlessClient(), "memory"))
+
+
+@contextmanager
+def track_on(uri: str) -> Iterator[Track]:
+    """Yield a track on a server, in a database of its own, beside two processes that serve it."""
     database = f"races_{secrets.token_hex(4)}"
-    rows = []
+    client: MongoClient[Any]
     with ExitStack() as stack:
         uri = stack.enter_context(atomic(uri))
         address = stack.enter_context(two_processes(uri, database))
-        track = Track(uri, database, address)
-        stack.callback(track.close)
-        stack.callback(track.client.drop_database, database)
-        for place, story in enumerate(STORIES):
-            row = Row(story.__name__.replace("_", " "))
-            rows.append(row)
-            begin = time.monotonic()
-            share = rounds * (place + 1) // len(STORIES) - rounds * place // len(STORIES)
+        client = stack.enter_context(MongoClient(uri, timeoutMS=1000 * LONGEST_WAIT))
+        stack.callback(client.drop_database, database)
+        yield stack.enter_context(closing(Track(client, database, address)))
+
+
+class RestlessClient(Client):
+    """A memory whose commands take a random time to arrive, so that every order comes up."""
+
+    def run(self, name: str, filter: dict[str, Any], act: Callable[[], T]) -> T:
+        time.sleep(random.choice((0, 0, 0.0001, 0.0005)) * random.random())
+        return super().run(name, filter, act)
+
+
+def race(track: Track, stories: list[Story], rounds: int, *, is_watched: bool = False) -> list[Row]:
+    """Race stories, `rounds` times in all; show the progress on stderr if `is_watched`."""
+    rows = []
+    for place, story in enumerate(stories):
+        share = rounds * (place + 1) // len(stories) - rounds * place // len(stories)
+        row = Row(story.__name__.replace("_", " "))
+        rows.append(row)
+        begin = time.monotonic()
+        with patient():
             for row.rounds in range(1, share + 1):
                 row.faults.update(story(track))
+                if row.rounds % CLEAN_EVERY == 0:
+                    track.stored.delete_many({})
                 if is_watched:
                     print(f"\r\033[K{row.raced}: {row.rounds} of {share}", end="", file=sys.stderr)
-            row.seconds = time.monotonic() - begin
-            track.stored.delete_many({})
+        row.seconds = time.monotonic() - begin
+        track.stored.delete_many({})
     if is_watched:
         print("\r\033[K", end="", file=sys.stderr)
     return rows
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Have a login wait for another one that is under way, however slow the machine is."""
+    waits, life._WAITS = life._WAITS, PATIENCE
+    try:
+        yield
+    finally:
+        life._WAITS = waits
 
 
 def table(rows: list[Row], *, is_coloured: bool = False) -> str:
@@ -603,17 +918,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.races", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10_000, help="of all stories together")
     parser.add_argument("--json", action="store_true", help="print no table but its figures")
-    parser.add_argument("--server", choices=SERVERS, help="start this one, without MONGODB_URI")
+    parser.add_argument("--only", nargs="+", default=[], help="stories with one of these words")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--server", choices=SERVERS, help="start this one, without MONGODB_URI")
+    where.add_argument("--memory", action="store_true", help="race over the memory store")
     options = parser.parse_args(arguments)
-    uri = os.environ.get("MONGODB_URI")
-    with ExitStack() as stack:
-        try:
-            if options.server or not uri:
-                uri = stack.enter_context(SERVERS[options.server or "embedded"]())
-        except UnavailableError as error:
-            print(f"Skipped: {error}")
-            return 0
-        rows = run(uri, options.rounds, is_watched=sys.stderr.isatty())
+    stories = [story for story in STORIES if _is_one_of(options.only, story.__name__)]
+    if not stories:
+        parser.error("no such story; there are " + ", ".join(story.__name__ for story in STORIES))
+    try:
+        rows = _raced(stories, options)
+    except UnavailableError as error:
+        print(f"Skipped: {error}")
+        return 0
     if options.json:
         figures = [
             {"raced": row.raced, "rounds": row.rounds, "seconds": round(row.seconds, 2)}
@@ -623,9 +940,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(figures, indent=2))
     else:
         print(table(rows, is_coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-        seconds = sum(row.seconds for row in rows)
-        print(f"{sum(row.rounds for row in rows)} rounds in {seconds:.0f} s")
+        rounds, seconds = sum(row.rounds for row in rows), sum(row.seconds for row in rows)
+        print(f"{rounds} rounds in {seconds:.0f} s")
     return 1 if any(row.faults.total() for row in rows) else 0
+
+
+def _is_one_of(words: list[str], name: str) -> bool:
+    return not words or any(word in name for word in words)
+
+
+def _raced(stories: list[Story], options: argparse.Namespace) -> list[Row]:
+    uri = os.environ.get("MONGODB_URI")
+    with ExitStack() as stack:
+        if options.memory:
+            track = stack.enter_context(track_in_memory())
+        else:
+            if options.server or not uri:
+                uri = stack.enter_context(SERVERS[options.server or "embedded"]())
+            track = stack.enter_context(track_on(uri))
+        return race(track, stories, options.rounds, is_watched=sys.stderr.isatty())
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ def test_revocations_are_a_line_for_each_call(scene: Scene, heard: Heard) -> Non
     assert heard.last == {"event": "revoke", "owner": "alice", "count": 1}
     scene.store.revoke(id_of(two))
     assert heard.last == {"event": "revoke", "id": id_of(two), "count": 0}
+    assert heard.lines[-1].endswith(f"(session '{id_of(two)}', count 0)")
     assert heard.events == ["revoke"] * 3
 
 

@@ -84,6 +84,8 @@ def test_an_object_in_hand_counts_after_a_write_too() -> None:
     assert changes.assigned == {"a": [1, 2, 3]}
     # What was in hand before something else was stored is no measure of it.
     draft.settle(changes)
+    draft.delete("a")
+    draft.settle(draft.difference())
     draft.set("a", 5)
     draft.settle(draft.difference())
     draft.set("a", [1, 2, 3])

@@ -137,6 +137,7 @@ def test_a_session_with_a_new_token_has_the_one_that_the_commit_stores(
     session = scene.store.open(came)
     if seen:
         assert (session.id, session.token, session.new) == (id_of(came), came, False)
+        assert type(session.token) is str
     act(session)
     is_stored_as_said(scene, session, came)
 

@@ -81,7 +81,7 @@ class Undying(MemoryStore):
 
 class Adopting(MemoryStore):
     def flush(self, session):
-        if session._visit.came_with:
+        if session._visit.came_with and session.new:
             session._visit._new_token = Token(session._visit.came_with)
         return super().flush(session)
 

@@ -192,8 +192,11 @@ class History:
 
         A login that has not looked takes no session of the same owner, and is not told of it.
         """
-        is_swap = isinstance(look.pending, Command) and look.pending.name == "find_one_and_update"
-        return is_swap and not look.changes and self.view(visit.id, look.number).is_live
+        if not isinstance(look.pending, Command) or look.changes:
+            return False
+        owner = look.pending.filter.get("owner")
+        is_of_others = isinstance(owner, dict) and "$ne" in owner
+        return is_of_others and self.view(visit.id, look.number).is_live
 
     def ends_of(self, id_: str | None, until: int | None = None) -> list[End]:
         return [
