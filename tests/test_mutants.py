@@ -30,6 +30,8 @@ def test_lines_are_replaced_at_whatever_depth() -> None:
     assert replaced(TEXT, ["if a:", "    b()"], ["if c:", "    d()", "e()"]) == TEXT.replace(
         "    if a:\n        b()\n", "    if c:\n        d()\n    e()\n"
     )
+    commented = TEXT.replace("return 2", "return 2  # the best")
+    assert replaced(commented, ["return 2"], ["return 3"]) == TEXT.replace("return 2", "return 3")
     deeper = replaced(TEXT, ["        return 2"], ["        x = 3", "        return x"])
     assert deeper.endswith("def g():\n    x = 3\n    return x\n")
     assert replaced(TEXT, ["def g():", "    return 2"], []) == TEXT.partition("def g")[0]
