@@ -151,8 +151,8 @@ def depth_of(line: str) -> int:
 
 
 def plain(lines: list[str]) -> list[str]:
-    """Return lines without the indentation that they have in common."""
-    return dedent("\n".join(lines)).split("\n")
+    """Return lines without their comments, and without the indentation that all of them have."""
+    return dedent("\n".join(line.partition("  # ")[0] for line in lines)).split("\n")
 
 
 MOTHER = f"""
