@@ -162,6 +162,12 @@ def marked(id_: str, now: datetime) -> dict[str, Any]:
     return MARK | {"_id": id_, "expires_at": {"$gt": now}}
 
 
+def standing(id_: str, now: datetime, version: int, *, or_ended: bool) -> dict[str, Any]:
+    """Return the filter of a live session of one form, or of a mark with a successor."""
+    mark = MARK if or_ended else MARK | {"successor": {"$exists": True}}
+    return {"_id": id_, "expires_at": {"$gt": now}, "$or": [SESSION | {"v": version}, mark]}
+
+
 ANY_ID = {"$gte": "-", "$lt": "{"}
 """The condition met by each id, and by no `_id` of another type; the TTL index has the same."""
 
@@ -384,6 +390,14 @@ def ending(now: datetime) -> dict[str, Any]:
         "$set": {"expires_at": now + MARK_TIME, "ended": True},
         "$unset": _all_but({"expires_at"}),
     }
+
+
+def ending_or_noting(now: datetime) -> dict[str, Any]:
+    """Return the update from a session to a tombstone, or from a mark to a mark with the end noted.
+
+    A mark keeps its owner and its successor.
+    """
+    return ending(now) | {"$unset": _all_but({"expires_at", "owner"})}
 
 
 def tombstone(id_: str, now: datetime) -> bytes:

@@ -49,11 +49,17 @@ class Life:
     """Carry out the commits of visits, and end sessions, in one collection."""
 
     def __init__(
-        self, sessions: SessionCollection, clock: Callable[[], datetime], limit: int | None
+        self,
+        sessions: SessionCollection,
+        clock: Callable[[], datetime],
+        *,
+        limit: int | None,
+        seals: bool,
     ) -> None:
         self._sessions = sessions
         self._clock = clock
         self._limit = limit
+        self._seals = seals
 
     def look(self, visit: Visit) -> Known:
         """Look under the token of a visit; an error of the store becomes a `Failure`."""
@@ -360,16 +366,12 @@ class Life:
         this, passed = id, set[str]()
         while this not in passed:
             found = self._end_one(this)
-            if found is True:
-                return 1
-            if found is False:
-                if not passed:
-                    return None
+            if found is False and passed:
                 if self._forestall(this):
                     return 0
-                if self._found(this) is None:
-                    return None  # Expired, and not deleted yet.
-                continue  # Stored just now.
+                found = self._end_one(this)  # Stored just now; or expired, and not deleted yet.
+            if type(found) is not Mark:
+                return 1 if found else None
             passed.add(this)
             successor = _followed(found, past_logins=past_logins)
             if successor is None:
@@ -415,24 +417,36 @@ class Life:
     def _end_one(self, id: str) -> bool | Mark:
         """End the live session of an id; else return the mark there, with the end noted on it.
 
-        The note keeps a failed swap from being put back.
+        The note keeps a failed swap from being put back. One command does either, and a rotation
+        takes two, so no session outruns the search.
         """
-        version = document.PLAIN
+        version = document.SEALED if self._seals else document.PLAIN
         for _ in range(_MOST_LOOKS):
-            live = document.live(id, self._clock(), v=version)
-            ending = document.ending(self._clock())
-            if self._sessions.attempt(lambda them: update(them, live, ending)):  # noqa: B023
-                return True
-            mark, note = document.marked(id, self._clock()), {"$set": {"ended": True}}
-            found = self._sessions.attempt(lambda them: them.find_one_and_update(mark, note))  # noqa: B023
-            known = None if found is None else document.read(found)
-            if type(known) is Mark:
-                return known
+            mark = self._ended(id, version)
+            if mark is not None:
+                return mark if mark.successor is not None else True
             there = self._found(id)
-            if type(there) is not Record:
+            if isinstance(there, Record):  # In the other form, or put back just now.
+                version = there.version
+            elif there is None or there.successor is None:
                 break
-            version = there.version
         return False
+
+    def _ended(self, id: str, version: int) -> Mark | None:
+        """Return the tombstone made of a session, or the mark there with the end noted on it."""
+        tries, now = 0, self._clock()
+        change = document.ending_or_noting(now)
+
+        def end(them: Documents) -> dict[str, Any] | None:
+            nonlocal tries
+            tries += 1
+            # The tombstone that a second try finds is the first try's, whose answer is lost.
+            selected = document.standing(id, now, version, or_ended=tries > 1)
+            return them.find_one_and_update(selected, change, return_document=True)
+
+        found = self._sessions.attempt(end)
+        mark = None if found is None else document.read(found)
+        return mark if type(mark) is Mark else None
 
     def _forestall(self, id: str) -> bool:
         """Keep a session from being stored; False for an id already taken."""

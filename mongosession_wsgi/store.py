@@ -84,7 +84,8 @@ class MongoStore:
         self._times: Callable[[], Times] = lambda: times
         self._clock = clock
         self._sessions = SessionCollection(self.settings, client)
-        self._life = Life(self._sessions, clock, self.settings.limit)
+        limit, seals = self.settings.limit, self.settings.sealed
+        self._life = Life(self._sessions, clock, limit=limit, seals=seals)
 
     # The life of one session.
 
@@ -266,7 +267,7 @@ def _loose_ends(
     marks: Mapping[str, Mark], kept: set[str | None], found: Sequence[Record | Mark]
 ) -> list[str]:
     """Return the ids of the marks whose sessions were not found: they are about to be stored."""
-    there = kept | {one.id for one in found}
+    there = kept | {one.id for one in found} | {None}
     return [id_ for id_, mark in marks.items() if id_ not in kept and mark.successor not in there]
 
 

@@ -53,7 +53,7 @@ PATIENCE = (0.01, 0.02, 0.04, 0.08, *[0.1] * 300)
 """What a login waits for another one that is under way: long, for these machines are busy."""
 LIMIT = 2
 """The `session_limit` of the stories that have one."""
-MOST_ROTATIONS = 1000
+MOST_ROTATIONS = 100
 """The rotations after which a thief has outrun the revocation."""
 CART = {"base": 1, "cart": ["egg"]}
 """What is in each session before its race."""

@@ -499,7 +499,7 @@ def test_no_revocation_is_logged_that_the_database_has_not_acknowledged(
     scene.server.plan("update_many", error=refused())
     with pytest.raises(StoreError):
         scene.store.revoke_all("alice")
-    scene.server.plan("update_one", error=refused())
+    scene.server.plan("find_one_and_update", error=refused())
     with pytest.raises(StoreError):
         scene.store.revoke(id_of(token))
     assert events.events() == []

@@ -346,7 +346,8 @@ class Administration:
 
         A session that is given one new token after the other has many marks, and the last counts.
         """
-        marks = MARK | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
+        there = {"$exists": True}
+        marks = MARK | {"owner": there, "successor": there, "expires_at": {"$gt": begun}}
         if owner is not None:
             marks["owner"] = owner
         with explaining(), self.store.collection.find(marks, ["successor"]) as found:

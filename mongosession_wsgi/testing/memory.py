@@ -138,9 +138,11 @@ class Collection:
         found = self._update("update_many", filter, update, None)
         return SimpleNamespace(matched_count=len(found))
 
-    def find_one_and_update(self, filter: Document, update: Document) -> Any:
-        before = self._update("find_one_and_update", filter, update, 1)
-        return bson.decode(before[0], self.codec_options) if before else None
+    def find_one_and_update(
+        self, filter: Document, update: Document, *, return_document: bool = False
+    ) -> Any:
+        pairs = self._update("find_one_and_update", filter, update, 1)
+        return bson.decode(pairs[0][return_document], self.codec_options) if pairs else None
 
     def delete_many(self, filter: Document) -> Any:
         def act() -> int:
@@ -162,18 +164,18 @@ class Collection:
 
     def _update(
         self, name: str, filter: Document, update: Document, most: int | None
-    ) -> list[bytes]:
-        """Update matching documents; return the documents from before."""
+    ) -> list[tuple[bytes, bytes]]:
+        """Update matching documents; return each from before and from after."""
         documents = self.database.documents
 
-        def act() -> list[bytes]:
-            before = []
+        def act() -> list[tuple[bytes, bytes]]:
+            pairs = []
             for document in self._matching(filter)[:most]:
                 after = bson.encode(updated(document, as_stored(update)))
                 if len(after) > MAX_SIZE:
                     raise OperationFailure("the document is too large", _TOO_LARGE)
-                before.append(documents[document["_id"]])
+                pairs.append((documents[document["_id"]], after))
                 documents[document["_id"]] = after
-            return before
+            return pairs
 
         return self.database.run(name, filter, act)

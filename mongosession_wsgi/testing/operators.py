@@ -28,7 +28,10 @@ def as_stored(value: Document) -> Document:
 def matches(document: Document, filter: Document) -> bool:
     """Say whether a filter finds a document."""
     return all(
-        _fulfils(document.get(field, _MISSING), condition) for field, condition in filter.items()
+        any(matches(document, either) for either in condition)
+        if field == "$or"
+        else _fulfils(document.get(field, _MISSING), condition)
+        for field, condition in filter.items()
     )
 
 

@@ -269,11 +269,11 @@ class _Sessions(Collection):
 
     def _update(
         self, name: str, filter: dict[str, Any], update: dict[str, Any], most: int | None
-    ) -> list[bytes]:
+    ) -> list[tuple[bytes, bytes]]:
         if most is not None or not self._yields(filter):
             return super()._update(name, filter, update, most)
         before = self._piecemeal(name, filter, lambda id_: self._updated(id_, update))
-        return list(before.values())
+        return [(was, self.database.documents[id_]) for id_, was in before.items()]
 
     def _delete(self, name: str, filter: dict[str, Any], most: int | None) -> Any:
         if most is not None or not self._yields(filter):
