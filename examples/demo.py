@@ -251,7 +251,8 @@ def gunicorn(mongodb_uri: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     try:
         yield shop, address
     finally:
-        shop.send_signal(signal.SIGQUIT)  # At once: browsers keep connections open.
+        # At once: browsers keep connections open, and a worker that still imports would complain.
+        os.killpg(shop.pid, signal.SIGKILL)
         shop.wait()
 
 
