@@ -40,7 +40,10 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
 
     @permanent.setter
     def permanent(self, value: bool) -> None:
-        self[_PERMANENT] = bool(value)
+        if value and self._visit.kind is True:  # Often said before each request: no change.
+            self._remember(True)
+        else:
+            self[_PERMANENT] = bool(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

@@ -118,7 +118,8 @@ class Life:
         record, changes, now = visit.known, visit.draft.difference(), self._clock()
         assert type(record) is Record  # noqa: S101
         due = visit.times.is_renewal_due(record, now)
-        if changes is UNCHANGED and visit.remember is None and not due:
+        stays = visit.remember is None or not visit.changes_times
+        if changes is UNCHANGED and stays and not due:
             return Step(Outcome.KEPT, record)
         if record.expires_at <= now:  # It died since, unless somebody has used it.
             known = self.look(visit)

@@ -539,6 +539,29 @@ def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Brows
     assert browser.get().commands == ["find"]
 
 
+def test_permanent_before_each_request_costs_no_look(
+    app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    @app.before_request
+    def keep() -> None:
+        session.permanent = True
+
+    on(app, "/set")(lambda: session.update(value=request.args["value"]))
+    on(app, "/idle")(lambda: None)
+    assert browser.get("/set?value=1").commands == ["insert"]
+    assert browser.get("/set?value=2").commands == ["update"]
+    assert browser.get("/idle").commands == []
+    (known,) = store.sessions()
+    assert store.revoke(known.id) == 1
+    answer = browser.get("/set?value=3")  # A session begins, and is permanent as well.
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (
+        ["update", "find", "insert"],
+        True,
+    )
+    (known,) = store.sessions()
+    assert known.remembered
+
+
 def test_an_ended_permanent_session_gets_no_cookie(
     app: Flask, browser: Browser, store: MongoStore
 ) -> None:
