@@ -36,6 +36,7 @@ extensions = [
     "moves",
     "pictures",
     "settings_reference",
+    "whole_names",
 ]
 exclude_patterns = ["_ext", "_static", "pictures"]
 
@@ -74,8 +75,8 @@ if ADDRESS:
     }
 
 
-def bring_in(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Put a file from outside of docs/ into its page, and lead links to where the site has them."""
+def bring_in(_app: Sphinx, docname: str, content: list[str]) -> None:
+    """Put files from outside of docs/ into their pages, and lead links to the pages of the site."""
     text = content[0]
     if docname in OUTSIDE:
         file = ROOT / OUTSIDE[docname]
