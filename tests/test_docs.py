@@ -122,6 +122,13 @@ def test_a_session_has_the_size_that_is_told(
     assert re.search(rf"\| {size} \|$", (DOCS / "scaling.md").read_text(), re.MULTILINE)
 
 
+def test_each_decision_has_a_number_a_day_and_a_status() -> None:
+    text = (DOCS / "decisions.md").read_text()
+    status = r"\n\n20\d\d-\d\d-\d\d · (?:in force\b|replaced by decision \d+).*\n\n"
+    numbers = re.findall(rf"^## (\d+)\. .+{status}", text, re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, text.count("\n## ") + 1)]
+
+
 def test_the_recipes_do_what_they_say() -> None:
     recipes: dict[str, Any] = {}
     (text,) = (it.text for it in blocks(DOCS / "frameworks/wsgi.md") if it.file == "recipes.py")
