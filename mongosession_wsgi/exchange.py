@@ -15,7 +15,7 @@ from .session import Session, visit_of
 from .settings import Settings
 from .store import MongoStore, Store
 from .times import Times
-from .visit import Failure, Nothing, Outcome, State
+from .visit import Failure, Nothing, Outcome, State, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -40,8 +40,10 @@ class Exchanges:
     """
 
     def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
+        self.settings: Settings
+        self.store: Store
         self.settings, self.store = beside(Settings.parse(settings), store)
-        self.cookies = CookiePolicy(self.settings)
+        self.cookies: CookiePolicy = CookiePolicy(self.settings)
         times = Times.of(self.settings)
         if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
             self.store.follow(lambda: times)
@@ -121,10 +123,10 @@ class Exchange:
         self._committed = self._begins = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
-        self.is_running = False
-        self.cookie = cookies.cookie_for(environ)
-        self.session = store.open(self.cookie.read(environ), times)
-        self.visit = visit_of(self.session)
+        self.is_running: bool = False
+        self.cookie: Cookie = cookies.cookie_for(environ)
+        self.session: Session = store.open(self.cookie.read(environ), times)
+        self.visit: Visit = visit_of(self.session)
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
 
