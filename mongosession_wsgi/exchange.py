@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
+
+from werkzeug.wsgi import ClosingIterator
 
 from .cookie import Cookie, CookiePolicy
 from .errors import StoreError, warn
@@ -176,6 +178,30 @@ class Exchange:
         """Give up the changes since the commit, because the response has failed too."""
         self.visit.discard()
 
+    def watched(self, body: Iterable[Any]) -> Any:
+        """Return the streamed body of a framework's response; its `close` closes the exchange too.
+
+        A body that raises has failed.
+        """
+
+        def items() -> Iterator[Any]:
+            try:
+                for item in body:  # noqa: UP028 -- `yield from` would close `body` a first time.
+                    yield item
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self.discard()
+                raise
+
+        def close() -> None:
+            try:
+                getattr(body, "close", _nothing)()
+            finally:
+                self.close()
+
+        return ClosingIterator(items(), close)
+
     def close(self) -> None:
         """Write the changes after the commit, if the browser has a cookie for the session."""
         visit = self.visit
@@ -208,6 +234,9 @@ class Exchange:
         if outcome is Outcome.RENEWED and cookie.max_age is None:
             return None
         return self._cookies.issue(cookie, self.visit.token, self._environ)
+
+
+def _nothing() -> None: ...
 
 
 @lru_cache(maxsize=256)

@@ -135,7 +135,10 @@ class MongoSessionInterface(SessionInterface):
             exchange.close()
         else:
             exchange.commit(status)
-            response.call_on_close(exchange.close)
+            if response.is_streamed and not response.direct_passthrough:
+                response.response = exchange.watched(response.response)
+            else:
+                response.call_on_close(exchange.close)
         if exchange.visit.state is not State.UNTOUCHED:
             exchange.add_headers(response)
 

@@ -142,7 +142,9 @@ class Visit:
 
     def restart(self) -> None:
         """Forget all looks and actions of the request, for another attempt."""
+        secrets = self.secrets
         Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
+        self.secrets = secrets
 
     # The actions of the application.
 
