@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -195,10 +196,8 @@ class Exchange:
                 raise
 
         def close() -> None:
-            try:
-                getattr(body, "close", _nothing)()
-            finally:
-                self.close()
+            with closing(self):
+                getattr(body, "close", lambda: None)()
 
         return ClosingIterator(items(), close)
 
@@ -234,9 +233,6 @@ class Exchange:
         if outcome is Outcome.RENEWED and cookie.max_age is None:
             return None
         return self._cookies.issue(cookie, self.visit.token, self._environ)
-
-
-def _nothing() -> None: ...
 
 
 @lru_cache(maxsize=256)
