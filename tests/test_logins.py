@@ -130,12 +130,12 @@ def site(
     assert MEMBERS is not None
     members, hello = MEMBERS[1], SITES[request.param]
     host = f'"mongodb_host": "{mongodb_uri}"'
-    for text, ours in (
+    for said, ours in (
         ('"mongodb_session_db": "myapp"', f'"mongodb_session_db": "{database}", {host}'),
         ("\nSETTINGS = ", f"\n{CHEAP_HASHES}\nSETTINGS = "),
     ):
-        assert text in members
-        members = members.replace(text, ours)
+        assert said in members
+        members = members.replace(said, ours)
     (folder / "members.py").write_text(members)
     hello = hello.replace(
         "\nsettings.configure(\n", f"\nsettings.configure(\n    {CHEAP_HASHERS}\n"
