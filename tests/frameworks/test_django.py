@@ -975,6 +975,16 @@ def test_who_logs_in_again_has_a_new_key_and_a_new_moment(
     assert visit(Browser(browser.app, before), whoami).body == b"AnonymousUser"
 
 
+def test_two_logins_within_a_minute_are_one(browser: Browser, users: list[Any]) -> None:
+    """Django's own tests ask for it: `test_session_key_flushed_on_login_after_password_change`."""
+    visit(browser, logs_in(users[0]))
+    before = browser.token
+    visit(browser, logs_in(users[0]))
+    assert browser.token == before
+    visit(browser, logs_in(users[1]))
+    assert browser.token != before
+
+
 def test_a_password_changed_in_a_session_is_no_login(browser: Browser, users: list[Any]) -> None:
     visit(browser, logs_in(users[0]))
     (before,) = mongo_store().sessions(str(users[0].pk))
