@@ -242,6 +242,21 @@ def test_a_login_that_others_have_passed_sets_no_cookie(scene: Scene) -> None:
     assert devices(scene) == [1, 2]
 
 
+def test_a_login_that_another_has_ended_before_its_look_sets_no_cookie(scene: Scene) -> None:
+    app = SessionMiddleware(on_session(log_in), {"session_name": "sid"}, store=scene.store)
+    browser = Browser(app)
+
+    def others_log_in() -> None:
+        scene.clock.advance(seconds=1)
+        for device in (1, 2):
+            logged_in(scene, device)
+
+    scene.server.plan("insert_one", after=others_log_in)
+    response = browser.get()
+    assert (response.status, response.cookie) == ("200 OK", None)
+    assert devices(scene) == [1, 2]
+
+
 @pytest.mark.parametrize("loses", ["command", "answer"])
 @pytest.mark.parametrize("other", ["nothing", "log in", "revoke all"])
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
