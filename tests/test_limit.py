@@ -198,9 +198,9 @@ def test_logins_within_a_login(
     assert len(live) == 2
     assert not any(scene.store.retrieve(token) for token in tokens)
     everyone = sorted(
-        [(one.created_at, one.id) for one in made if one.created_at]
-        + ([(session.created_at, session.id)] if outcome is Outcome.CREATED else []),
-        key=str,
+        (one.created_at.timestamp(), str(one.id))
+        for one in [*made, *([session] if outcome is Outcome.CREATED else [])]
+        if one.created_at
     )
     assert outcome in (Outcome.CREATED, Outcome.ENDED)
     assert {id_ for _, id_ in everyone[-2:]} == set(live)
