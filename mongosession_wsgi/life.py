@@ -459,7 +459,7 @@ class Life:
         return self._sessions.attempt(lambda them: insert(them, tombstone))
 
     def _is_within(self, limit: int, record: Record, times: Times) -> bool:
-        """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
+        """End an owner's oldest logins beyond the limit; say whether `record` lives on.
 
         Each login counts after its insert, so the last of several at once counts all of them. Each
         rotation counts too, because its session was for a moment stored nowhere.
@@ -473,7 +473,8 @@ class Life:
         count = self.end_all(excess)
         if count:
             audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
-        return record.id not in excess
+        # Another login may have ended it already, before this one has looked.
+        return any(one.id == record.id for one in logins[:limit])
 
     # Looking.
 
