@@ -563,6 +563,30 @@ def test_permanent_before_each_request_costs_no_look(
     assert known.remembered
 
 
+@pytest.mark.parametrize("anew", ["/first", "/permanent"])
+def test_no_longer_permanent_reaches_the_browser_whatever_the_token_says(
+    app: Flask, browser: Browser, store: MongoStore, anew: str
+) -> None:
+    on(app, "/first")(lambda: session.update(a=1))
+    on(app, "/permanent")(lambda: session.update(a=2, _permanent=True))
+
+    @on(app, "/passing")
+    def _() -> None:
+        session["a"] = 3
+        session.permanent = False
+
+    for path in (anew, "/passing", "/permanent"):
+        browser.get(path)
+    (known,) = store.sessions()
+    assert known.remembered
+    cookie = browser.get("/passing").cookie
+    assert cookie is not None, "else the browser keeps the lasting cookie"
+    assert "Max-Age" not in str(cookie)
+    (known,) = store.sessions()
+    assert not known.remembered
+    assert browser.get("/passing").cookie is None
+
+
 def test_an_ended_permanent_session_gets_no_cookie(
     app: Flask, browser: Browser, store: MongoStore
 ) -> None:
