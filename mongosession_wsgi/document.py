@@ -141,6 +141,8 @@ SESSION: dict[str, Any] = OURS | {
 """The condition met by every session, and by no mark or foreign document."""
 MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
 """The condition met by every mark, and by no session."""
+TOMBSTONE = MARK | {"successor": {"$exists": False}}
+"""The condition met by every mark of a session that has ended for good."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
 

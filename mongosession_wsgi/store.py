@@ -241,7 +241,7 @@ class MongoStore:
         found = list(life.of_owner(owner))
         # The mark of a login counts for nothing: the login's session is found by its own owner.
         marks = {one.id: one for one in found if isinstance(one, Mark) and not one.by_login}
-        kept = _followed(keep, marks)
+        kept = self._kept(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
         count = sum(map(life.end_all, _batches(live)))
         moving = _loose_ends(marks, kept, found)
@@ -249,18 +249,22 @@ class MongoStore:
             moving += chain.from_iterable(map(life.moved, _batches(live)))
         return count + sum(life.end_chain(id_) or 0 for id_ in moving)
 
+    def _kept(self, keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
+        """Return the ids of the kept session, before and after rotations.
+
+        A server may read an owner's sessions at more than one moment, and show a kept session both
+        before and after a rotation. So a look follows, for a mark that is not among those found.
+        """
+        kept: set[str | None] = {None}
+        while keep is not None and keep not in kept:
+            kept.add(keep)
+            mark = marks.get(keep)
+            keep = self._life.rotated(keep) if mark is None else mark.successor
+        return kept
+
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME))
-
-
-def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
-    """Return the ids of the kept session, before and after rotations."""
-    kept = {keep}
-    while keep is not None and keep in marks and marks[keep].successor not in kept:
-        keep = marks[keep].successor
-        kept.add(keep)
-    return kept
 
 
 def _loose_ends(

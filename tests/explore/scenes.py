@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mongosession_wsgi import MongoStore, SettingsError
 
 from .catalogue import BY_NAME, DANGEROUS, STARTS
-from .engine import DOCUMENTDB, MONGODB, YIELDING, Manner
+from .engine import DOCUMENTDB, MONGODB, STANDALONE, YIELDING, Manner
 from .orders import Scene
 from .world import SETTINGS
 
@@ -32,6 +32,7 @@ def engines() -> dict[str, Engine]:
     """Return the engines, and what the product's settings allow of them."""
     known = {
         "mongodb": Engine(MONGODB),
+        "standalone": Engine(STANDALONE),
         "documentdb": Engine(DOCUMENTDB),
         "yielding": Engine(YIELDING),
         "sealed": Engine(MONGODB, {"session_sealed": "true"}),
