@@ -36,6 +36,7 @@ check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
 	$(BIN)/python -m tests.prose
