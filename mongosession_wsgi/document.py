@@ -133,16 +133,17 @@ def _condition(types: tuple[type, ...]) -> dict[str, Any]:
     return {"$type": numbers if len(numbers) > 1 else numbers[0]}
 
 
-OURS = {"v": {"$in": VERSIONS}}
+OURS: dict[str, Any] = {"v": {"$in": VERSIONS}}
 """The condition met by every session and every mark."""
 SESSION: dict[str, Any] = OURS | {
     name: _condition(types) for name, types in _FIELDS.items() if name not in _OPTIONAL
 }
 """The condition met by every session, and by no mark or foreign document."""
-MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
+MARK: dict[str, Any] = OURS | {
+    "data": {"$exists": False},
+    "expires_at": {"$type": _BSON_TYPES[datetime]},
+}
 """The condition met by every mark, and by no session."""
-TOMBSTONE = MARK | {"successor": {"$exists": False}}
-"""The condition met by every mark of a session that has ended for good."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
 
@@ -224,6 +225,14 @@ def id_of(token: str) -> str:
     """
     digest = sha256(token.encode()).digest()
     return b2a_base64(digest).translate(_TO_URLSAFE, b"=\n").decode()
+
+
+def text_of(value: str) -> str:
+    """Return the text that MongoDB stores for a value of any kind of str.
+
+    `str(value)` may be another: that of a member of a `(str, Enum)` is the member's name.
+    """
+    return str.__str__(value)
 
 
 def escape(key: str) -> str:

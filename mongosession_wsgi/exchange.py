@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
+
+from werkzeug.wsgi import ClosingIterator
 
 from .cookie import Cookie, CookiePolicy
 from .errors import StoreError, warn
@@ -15,7 +18,7 @@ from .session import Session, visit_of
 from .settings import Settings
 from .store import MongoStore, Store
 from .times import Times
-from .visit import Failure, Nothing, Outcome, State
+from .visit import Failure, Nothing, Outcome, State, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -40,8 +43,10 @@ class Exchanges:
     """
 
     def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
+        self.settings: Settings
+        self.store: Store
         self.settings, self.store = beside(Settings.parse(settings), store)
-        self.cookies = CookiePolicy(self.settings)
+        self.cookies: CookiePolicy = CookiePolicy(self.settings)
         times = Times.of(self.settings)
         if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
             self.store.follow(lambda: times)
@@ -121,10 +126,10 @@ class Exchange:
         self._committed = self._begins = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
-        self.is_running = False
-        self.cookie = cookies.cookie_for(environ)
-        self.session = store.open(self.cookie.read(environ), times)
-        self.visit = visit_of(self.session)
+        self.is_running: bool = False
+        self.cookie: Cookie = cookies.cookie_for(environ)
+        self.session: Session = store.open(self.cookie.read(environ), times)
+        self.visit: Visit = visit_of(self.session)
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
 
@@ -173,6 +178,28 @@ class Exchange:
     def discard(self) -> None:
         """Give up the changes since the commit, because the response has failed too."""
         self.visit.discard()
+
+    def watched(self, body: Iterable[Any]) -> Any:
+        """Return the streamed body of a framework's response; its `close` closes the exchange too.
+
+        A body that raises has failed.
+        """
+
+        def items() -> Iterator[Any]:
+            try:
+                for item in body:  # noqa: UP028 -- `yield from` would close `body` a first time.
+                    yield item
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self.discard()
+                raise
+
+        def close() -> None:
+            with closing(self):
+                getattr(body, "close", lambda: None)()
+
+        return ClosingIterator(items(), close)
 
     def close(self) -> None:
         """Write the changes after the commit, if the browser has a cookie for the session."""

@@ -114,35 +114,37 @@ class Visit:
     ) -> None:
         self._look = look
         # When the session dies, by the settings of now.
-        self.times = times
+        self.times: Times = times
         # The keys of a framework's secrets in the data; a login leaves them behind.
         self.secrets: tuple[str, ...] = ()
         # Whether a new session is to be sealed.
-        self.seals = seals
+        self.seals: bool = seals
         # The seal of the session of the token, once needed.
         self.seal: Seal | None = None
-        self.came_with = token
-        self.state = State.UNTOUCHED
+        self.came_with: str | None = token
+        self.state: State = State.UNTOUCHED
         # The token of the session, as far as is known: from the cookie, or issued by a commit.
         # Empty without a session.
-        self.token = Token(token or "")
+        self.token: Token = Token(token or "")
         self.known: Known = NOT_LOOKED if token else NOTHING
-        self.draft = _UNTOUCHED
+        self.draft: Draft = _UNTOUCHED
         # Whether a live session came with the request.
-        self.came = False
+        self.came: bool = False
         # Whether an earlier commit of the request had changes to store, or gave them up.
-        self.changed = False
+        self.changed: bool = False
         # The login of the request.
         self.login: Login | None = None
         # The moment of the session's death, if said by the application.
         self.until: datetime | None = None
-        # The new kind of idle time (see `Record.remember`), if the request changes the kind.
+        # The kind of idle time (see `Record.remember`), if the application says the kind.
         self.remember: tuple[bool | None] | None = None
         self._new_token: Token | None = None
 
     def restart(self) -> None:
         """Forget all looks and actions of the request, for another attempt."""
+        secrets = self.secrets
         Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
+        self.secrets = secrets
 
     # The actions of the application.
 
@@ -237,8 +239,10 @@ class Visit:
 
     def idle_as(self, remember: bool | None) -> None:
         """Give the session the idle time of another kind (see `Record.remember`)."""
-        self._look_at_what_stays()
-        if self.kind is not remember:
+        self.touch()
+        if self.kind is not remember:  # The token's kind needs no look.
+            self._look_at_what_stays()
+        if self.kind is not remember or type(self.known) is NotLooked:
             self.until, self.remember = None, (remember,)
 
     def _look_at_what_stays(self) -> None:
@@ -251,7 +255,17 @@ class Visit:
     @property
     def has_changes(self) -> bool:
         """Whether there is something to write: data, or when the session is to die."""
-        return self.draft.difference() is not UNCHANGED or self.remember is not None
+        changes_times = self.remember is not None and self.changes_times
+        return changes_times or self.draft.difference() is not UNCHANGED
+
+    @property
+    def changes_times(self) -> bool:
+        """Whether there is another kind of idle time to write, or a moment of death."""
+        if self.remember is None or self.until is not None:
+            return self.remember is not None
+        if type(self.known) is Record:
+            return self.remember[0] is not self.known.remember
+        return type(self.known) is not NotLooked or self.state is State.DESTROYED
 
     @property
     def was_changed(self) -> bool:

@@ -141,7 +141,8 @@ def _deletes_all(server: Planted, _: Any, act: Act) -> Any:
 
 def _shows_marks(_: Planted, filter: dict[str, Any], act: Act) -> Any:
     def shown(found: Any) -> Any:
-        is_mark = isinstance(found, bytes) and "data" not in bson.decode(found)
+        is_look = isinstance(found, bytes)
+        is_mark = is_look and "data" not in bson.decode(found)
         return _session(filter["_id"], base="base") if is_mark else found
 
     return [shown(found) for found in act()]
