@@ -48,6 +48,7 @@ def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
     """A client for looking at what is stored, apart from those that are tested."""
+    client: MongoClient[Any]
     with MongoClient(mongodb_uri, tz_aware=True) as client:
         yield client
 

@@ -834,8 +834,8 @@ def test_a_timeout_of_the_applications_own_is_not_made_longer(
     collection.attempt(look)
     proxy.silent()
     with pymongo.timeout(SOON / 1000), collection.deadline(time.monotonic()):
-        error = failure_of(lambda: collection.attempt(look))
-    assert error.__cause__.timeout
+        cause: Any = failure_of(lambda: collection.attempt(look)).__cause__
+    assert cause.timeout
 
 
 def test_what_has_taken_time_before_is_counted(made: Made, proxy: Proxy) -> None:
@@ -844,8 +844,8 @@ def test_what_has_taken_time_before_is_counted(made: Made, proxy: Proxy) -> None
     collection.attempt(look)
     proxy.silent()
     with collection.deadline(time.monotonic() - 2 * hours / 1000):
-        error = failure_of(lambda: collection.attempt(look))
-    assert error.__cause__.timeout
+        cause: Any = failure_of(lambda: collection.attempt(look)).__cause__
+    assert cause.timeout
 
 
 def test_idle_connections_that_were_cut_cost_nobody_an_error(made: Made, proxy: Proxy) -> None:
@@ -885,7 +885,9 @@ def test_a_refusal_in_words_of_its_own_of_what_is_too_large(made: Made, proxy: P
         (10334, 0, SessionDataError),
     ):
         proxy.rewrite(
-            lambda command, ask, code=code: a_failure(code) if "update" in command else ask()
+            lambda command, ask, code=code: (  # type: ignore[misc]
+                a_failure(code) if "update" in command else ask()
+            )
         )
         with pytest.raises(expected):
             collection.attempt(update, size)

@@ -254,7 +254,8 @@ def test_the_settings_may_be_those_of_bottle(settings: dict[str, Any], tmp_path:
     app.install(MongoSessionPlugin(app.config))
     app.get("/")(count)
     assert bodies(Browser(app), "/") == ["1"]
-    app.wsgi._made._exchanges.store.close()
+    made: Any = app.wsgi
+    made._made._exchanges.store.close()
 
 
 def test_what_is_changed_in_the_settings_before_the_first_request_counts(

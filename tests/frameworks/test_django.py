@@ -102,7 +102,8 @@ def _settings(settings: dict[str, Any], _project: None) -> Iterator[None]:
 
 @pytest.fixture
 def users() -> Iterator[list[Any]]:
-    made = [auth.get_user_model().objects.create_user(name) for name in ("alice", "bob")]
+    users: Any = auth.get_user_model().objects
+    made = [users.create_user(name) for name in ("alice", "bob")]
     yield made
     auth.get_user_model().objects.all().delete()
 
@@ -1039,16 +1040,17 @@ def test_messages_are_kept_until_they_are_read(browser: Browser) -> None:
 
 def test_the_test_client_has_a_session_and_logs_in(users: list[Any]) -> None:
     client = Client()
-    session = client.session
+    session, extra = client.session, dict[str, Any]({"tests.view": whoami})
     session["tea"] = "Assam"
     session.save()
     assert client.session["tea"] == "Assam"
     client.force_login(users[0])
-    assert client.session.owner == str(users[0].pk)
+    opened: Any = client.session
+    assert opened.owner == str(users[0].pk)
     assert client.session["tea"] == "Assam"
-    assert client.get("/", **{"tests.view": whoami}).content == b"alice"
+    assert client.get("/", **extra).content == b"alice"
     client.logout()
-    assert client.get("/", **{"tests.view": whoami}).content == b"AnonymousUser"
+    assert client.get("/", **extra).content == b"AnonymousUser"
 
 
 def test_the_asynchronous_test_client_has_one_too(users: list[Any]) -> None:

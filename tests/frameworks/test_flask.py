@@ -62,7 +62,7 @@ def flask_app(interface: MongoSessionInterface | None, **config: Any) -> Flask:
     app.config.update(config)
     if interface is not None:
         app.session_interface = interface
-    app.wsgi_app = validator(app.wsgi_app)
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment]
     app.test_client_class = Client
     return app
 
@@ -154,7 +154,7 @@ def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -
     seen: list[Any] = []
 
     def note() -> None:
-        mine: Any = session._get_current_object()
+        mine: Any = session._get_current_object()  # type: ignore[attr-defined]
         seen.append((mine.accessed, mine.modified))
 
     @on(app)
@@ -259,13 +259,13 @@ def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None
 
     @on(app)
     def _() -> str:
-        mine = session._get_current_object()
+        mine = session._get_current_object()  # type: ignore[attr-defined]
         assert isinstance(mine, MongoSession)
         assert isinstance(mine.created_at, datetime)
         assert mine.token == browser.token
         assert mine.token not in repr(session)
         assert type(session.copy()) is dict
-        mine |= {"b": 2}
+        mine |= {"b": 2}  # type: ignore[misc]
         assert mine == {"a": 1, "b": 2}
         return f"{session.owner} {session.id}"
 
@@ -283,7 +283,7 @@ def test_it_can_be_merged_and_copied(app: Flask, visitor: FlaskClient) -> None:
     @on(app)
     def _() -> None:
         session["a"] = [1]
-        mine = session._get_current_object()
+        mine = session._get_current_object()  # type: ignore[attr-defined]
         assert session | {"b": 2} == {"b": 2} | mine == {"a": [1], "b": 2}
         for data in copy.copy(mine), copy.deepcopy(mine), session.copy():
             assert (type(data), data) == (dict, {"a": [1]})
@@ -828,6 +828,7 @@ def test_one_interface_serves_several_applications(mongodb_uri: str, database: s
         assert str(browser.get().cookie).startswith(f"{name.strip()}_sid=")
         browser.get()
         assert browser.get("/n").body == b"2"
+    client: MongoClient[Any]
     with MongoClient(mongodb_uri) as client:
         assert client[database]["one"].count_documents({}) == 2
         assert client[database]["two"].count_documents({}) == 1
@@ -983,9 +984,9 @@ def test_a_transaction_leaves_the_context_of_the_last_request(
 ) -> None:
     with visitor:
         visitor.get("/none")
-        mine = request._get_current_object()
+        mine = request._get_current_object()  # type: ignore[attr-defined]
         with visitor.session_transaction():
-            assert request._get_current_object() is mine
+            assert request._get_current_object() is mine  # type: ignore[attr-defined]
 
 
 def test_a_redirect_finds_what_was_set_before_it(app: Flask, visitor: FlaskClient) -> None:
@@ -1383,7 +1384,7 @@ def members(app: Flask) -> Flask:
     login = pytest.importorskip("flask_login")
     manager = login.LoginManager(app)
 
-    class User(login.UserMixin):
+    class User(login.UserMixin):  # type: ignore[name-defined]
         id = "alice"
 
     manager.user_loader(lambda name: User() if name == "alice" else None)
@@ -1472,7 +1473,7 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     csrf = pytest.importorskip("flask_wtf.csrf")
     csrf.CSRFProtect(app)
 
-    class Form(wtf.FlaskForm):
+    class Form(wtf.FlaskForm):  # type: ignore[name-defined]
         pass
 
     on(app)(lambda: csrf.generate_csrf())

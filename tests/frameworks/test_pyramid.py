@@ -167,7 +167,7 @@ def test_it_is_a_dict(session: MongoSession) -> None:
     )
     assert (list(session), len(session), bool(session)) == (["n"], 1, True)
     assert session == {"n": 1}
-    session |= {"m": 2}
+    session |= {"m": 2}  # type: ignore[misc]
     assert sorted(session.items()) == [("m", 2), ("n", 1)]
     assert sorted(session.copy()) == ["m", "n"]
     assert type(session.copy()) is dict
@@ -202,8 +202,8 @@ def test_members_of_ours_are_there(session: MongoSession) -> None:
 def test_it_can_be_merged_and_copied(session: MongoSession) -> None:
     for data in session | {"m": 2}, {"n": 0, "m": 2} | session:
         assert (type(data), data) == (dict, {"n": 1, "m": 2})
-    for data in copy.copy(session), copy.deepcopy(session):
-        assert (type(data), data) == (dict, {"n": 1})
+    for copied in copy.copy(session), copy.deepcopy(session):
+        assert (type(copied), copied) == (dict, {"n": 1})
 
 
 def test_a_login_may_be_remembered_and_have_a_label(
@@ -225,8 +225,8 @@ def test_other_names_are_attribute_errors(name: str, session: MongoSession) -> N
 def test_flash_messages_queue_up(any_session: MongoSession) -> None:
     for message in ("one", "two", "one"):
         any_session.flash(message)
-    for message in ("one", {"two": 2}, "one", {"two": 2}):
-        any_session.flash(message, "once", allow_duplicate=False)
+    for once in ("one", {"two": 2}, "one", {"two": 2}):
+        any_session.flash(once, "once", allow_duplicate=False)
     assert any_session["_f_"] == any_session.peek_flash() == ["one", "two", "one"]
     assert any_session.peek_flash("once") == ["one", {"two": 2}]
     assert any_session.pop_flash() == ["one", "two", "one"]
