@@ -422,7 +422,7 @@ def _all_but(kept: set[str]) -> dict[str, Any]:
 
 def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[str, Any]:
     if seal is not None:
-        return {prefix + seal.name(key): seal.value(key, value) for key, value in values.items()}
+        return seal.fields(values, prefix)
     # Most keys are identifiers; other keys may need escaping.
     return {
         prefix + (key if key.isidentifier() else escape(key)): value

@@ -55,6 +55,7 @@ def bodies(browser: Browser, *paths: str) -> list[str]:
 # Who is given a session.
 
 
+@pytest.mark.also_sealed
 def test_a_handler_that_names_a_session_gets_it(app: App, browser: Browser) -> None:
     app.get("/")(count)
     assert bodies(browser, "/", "/", "/") == ["1", "2", "3"]
@@ -179,6 +180,7 @@ def test_what_a_generator_sets_before_its_first_item_gets_a_cookie(
     assert store.retrieve(browser.token) == {"early": True, "late": True}
 
 
+@pytest.mark.also_sealed
 def test_logging_in_and_out(app: App, browser: Browser) -> None:
     app.post("/login")(lambda session: session.login("alice"))
     app.post("/logout")(lambda session: session.destroy())

@@ -59,6 +59,7 @@ def component(settings: dict[str, Any], store: MongoStore) -> SessionComponent:
     return SessionComponent(settings, store=store)
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("use", "commands"),
     [
@@ -121,6 +122,7 @@ def test_only_a_response_that_used_the_session_varies_on_the_cookie(
     assert answer.header("CDN-Cache-Control") is None
 
 
+@pytest.mark.also_sealed
 def test_a_stream_reads_and_changes_the_session(component: SessionComponent) -> None:
     def stream(req: falcon.Request, resp: falcon.Response) -> None:
         session = req.context.session

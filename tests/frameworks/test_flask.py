@@ -118,6 +118,7 @@ def test_what_a_view_sets_the_next_request_reads(app: Flask, visitor: FlaskClien
     assert app.test_client().get("/").text == "[]"
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("use", "commands"),
     [
@@ -142,6 +143,7 @@ def test_a_request_costs_no_more_commands_than_in_plain_wsgi(
     assert browser.get().commands == commands
 
 
+@pytest.mark.also_sealed
 def test_a_nested_change_counts_without_modified(app: Flask, visitor: FlaskClient) -> None:
     on(app)(lambda: session.setdefault("cart", {}).setdefault("tea", []).append(1))
     on(app, "/cart")(lambda: session["cart"])
@@ -305,6 +307,7 @@ def test_a_login_may_have_a_label(app: Flask, browser: Browser, store: MongoStor
     assert [info.label for info in store.sessions("alice")] == ["Firefox"]
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("value", "back"),
     [
@@ -354,6 +357,7 @@ def test_clear_ends_the_session(app: Flask, browser: Browser, stored: Collection
     assert Browser(app, old).get().body == b"None"
 
 
+@pytest.mark.also_sealed
 def test_the_login_of_flasks_tutorial_gets_a_new_token(app: Flask, browser: Browser) -> None:
     @on(app, "/login")
     def _() -> None:
@@ -443,6 +447,7 @@ def test_a_slow_page_does_not_set_the_cookie_from_before_a_login(
     assert other.get().body == b"1"
 
 
+@pytest.mark.also_sealed
 def test_a_permanent_session_is_a_remembered_one(
     app: Flask, browser: Browser, store: MongoStore
 ) -> None:
@@ -530,6 +535,7 @@ def test_a_permanent_session_of_version_1_becomes_a_remembered_one(
     assert browser.get().commands == ["find"]
 
 
+@pytest.mark.also_sealed
 def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Browser) -> None:
     @app.before_request
     def always() -> None:
@@ -934,6 +940,7 @@ def test_false_is_no_domain(settings: dict[str, Any]) -> None:
 # What is built on sessions: messages, tests, streams, blueprints, contexts.
 
 
+@pytest.mark.also_sealed
 def test_messages_are_flashed_once(app: Flask, visitor: FlaskClient) -> None:
     @on(app, "/flash")
     def _() -> None:
@@ -999,6 +1006,7 @@ def test_a_redirect_finds_what_was_set_before_it(app: Flask, visitor: FlaskClien
     assert visitor.post("/login", follow_redirects=True).text == "alice"
 
 
+@pytest.mark.also_sealed
 def test_a_stream_reads_and_changes_the_session(app: Flask, browser: Browser) -> None:
     @on(app)
     def _() -> Response:
@@ -1412,6 +1420,7 @@ def members_only() -> str:
     return "welcome"
 
 
+@pytest.mark.also_sealed
 def test_flask_login_logs_in_and_out(
     members: Flask, browser: Browser, stored: Collection[Any]
 ) -> None:
@@ -1486,6 +1495,7 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
 
 
+@pytest.mark.also_sealed
 def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
     wtf = pytest.importorskip("flask_wtf")
     pytest.importorskip("flask_wtf.csrf").CSRFProtect(app)
