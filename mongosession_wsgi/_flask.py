@@ -138,7 +138,7 @@ class FlaskExchange(Exchange):
             visit.times = self._of.times()
             if visit.kind is None and visit.draft.data.get("_permanent"):
                 visit.idle_as(True)  # Version 1 stored permanent sessions without a kind.
-            self._changes_kind = visit.remember is not None
+            self._changes_kind = visit.changes_times
         super().commit(status)
         # A change moves the expiry, also where the stored session was not due for a renewal.
         if self._set_cookie is None and visit.changed and visit.state is State.OPEN:

@@ -227,6 +227,14 @@ def id_of(token: str) -> str:
     return b2a_base64(digest).translate(_TO_URLSAFE, b"=\n").decode()
 
 
+def text_of(value: str) -> str:
+    """Return the text that MongoDB stores for a value of any kind of str.
+
+    `str(value)` may be another: that of a member of a `(str, Enum)` is the member's name.
+    """
+    return str.__str__(value)
+
+
 def escape(key: str) -> str:
     """Escape `key` into a name valid for a field and for a part of a dotted path."""
     if not key:

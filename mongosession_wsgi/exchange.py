@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
+
+from werkzeug.wsgi import ClosingIterator
 
 from .cookie import Cookie, CookiePolicy
 from .errors import StoreError, warn
@@ -175,6 +178,28 @@ class Exchange:
     def discard(self) -> None:
         """Give up the changes since the commit, because the response has failed too."""
         self.visit.discard()
+
+    def watched(self, body: Iterable[Any]) -> Any:
+        """Return the streamed body of a framework's response; its `close` closes the exchange too.
+
+        A body that raises has failed.
+        """
+
+        def items() -> Iterator[Any]:
+            try:
+                for item in body:  # noqa: UP028 -- `yield from` would close `body` a first time.
+                    yield item
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self.discard()
+                raise
+
+        def close() -> None:
+            with closing(self):
+                getattr(body, "close", lambda: None)()
+
+        return ClosingIterator(items(), close)
 
     def close(self) -> None:
         """Write the changes after the commit, if the browser has a cookie for the session."""

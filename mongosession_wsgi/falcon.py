@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from falcon import HTTPServiceUnavailable, Request, Response, code_to_http_status
-from werkzeug.wsgi import ClosingIterator
 
 from .errors import SettingsError, StoreError, logger
 from .exchange import (
@@ -83,7 +82,7 @@ class SessionComponent:
             raise
         _set_headers(resp, exchange)
         if resp.stream is not None and not hasattr(resp.stream, "read"):
-            resp.stream = ClosingIterator(resp.stream, exchange.close)
+            resp.stream = exchange.watched(resp.stream)
 
 
 def _set_headers(resp: Response, exchange: Exchange) -> None:

@@ -40,7 +40,10 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
 
     @permanent.setter
     def permanent(self, value: bool) -> None:
-        self[_PERMANENT] = bool(value)
+        if value and self._visit.kind is True:  # Often said before each request: no change.
+            self._remember(True)
+        else:
+            self[_PERMANENT] = bool(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
@@ -132,7 +135,10 @@ class MongoSessionInterface(SessionInterface):
             exchange.close()
         else:
             exchange.commit(status)
-            response.call_on_close(exchange.close)
+            if response.is_streamed and not response.direct_passthrough:
+                response.response = exchange.watched(response.response)
+            else:
+                response.call_on_close(exchange.close)
         if exchange.visit.state is not State.UNTOUCHED:
             exchange.add_headers(response)
 

@@ -118,7 +118,8 @@ class Life:
         record, changes, now = visit.known, visit.draft.difference(), self._clock()
         assert type(record) is Record  # noqa: S101
         due = visit.times.is_renewal_due(record, now)
-        if changes is UNCHANGED and visit.remember is None and not due:
+        stays = visit.remember is None or not visit.changes_times
+        if changes is UNCHANGED and stays and not due:
             return Step(Outcome.KEPT, record)
         if record.expires_at <= now:  # It died since, unless somebody has used it.
             known = self.look(visit)
@@ -382,20 +383,24 @@ class Life:
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
         """End the live sessions among `ids`, if they match the conditions; return how many.
 
-        If the connection breaks in the midst, the number is of sessions no longer live after the
-        second try.
+        If the connection breaks in the midst, the number is of ids with neither a live session nor
+        the mark of a moved session after the second try.
         """
         if not ids:
             return 0
         now, tries = self._clock(), 0
-        among = {"_id": {"$in": ids}}
-        live = among | document.SESSION | {"expires_at": {"$gt": now}} | (conditions or {}) | among
+        among, unexpired = {"_id": {"$in": ids}}, {"expires_at": {"$gt": now}}
+        live = among | document.SESSION | unexpired | (conditions or {}) | among
+        moved = document.MARK | {"successor": {"$exists": True}} | unexpired
 
         def end(them: Documents) -> int:
             nonlocal tries
             tries += 1
             matched = them.update_many(live, document.ending(now)).matched_count
-            return matched if tries == 1 else len(ids) - them.count_documents(live)
+            if tries == 1:
+                return matched
+            # A session may have moved before the second try, so nobody has ended it.
+            return len(ids) - them.count_documents(among | {"$or": [live, moved]})
 
         return self._sessions.attempt(end)
 

@@ -51,7 +51,7 @@ class SessionMiddleware:
         try:
             response.body = body = self._app(environ, response.start)
             if response.held is not None and (type(body) is list or _is_whole(body, environ)):
-                response.commit()
+                response.hand_on()
                 return body
             return response
         except StoreError as error:
@@ -162,6 +162,16 @@ class _Response:
         self._exchange.commit(status)
         self._phase = _Phase.COMMITTED
         self._write = self._start_response(status, self._exchange.headers(headers))
+
+    def hand_on(self) -> None:
+        """Store the session before the server gets the body itself, and never closes a response.
+
+        After a `write()` that has committed already, store the changes since.
+        """
+        if self._phase is _Phase.COMMITTED:
+            self._exchange.close()
+        else:
+            self.commit()
 
     def leave(self) -> None:
         """Store the changes of a live session by an application that took the socket over."""

@@ -109,6 +109,8 @@ def _install(event: ApplicationCreated) -> None:
     registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # Also for a login by `environ["mongosession"]`, before anything asks for `request.session`.
+        visit_of(environ[KEY]).secrets = registry[_SECRETS]
         response: WSGIApplication = respond(environ, router)
         return response(environ, start_response)
 

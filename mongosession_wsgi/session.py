@@ -201,7 +201,7 @@ def _text(name: str, value: Any) -> str:
     if not value:
         raise SessionDataError(f"{name}: must not be empty")
     document.encode(name, value)
-    return str(value)
+    return document.text_of(value)
 
 
 def _label(label: Any) -> str | None:

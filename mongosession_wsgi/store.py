@@ -151,9 +151,7 @@ class MongoStore:
 
         Raises `TypeError` unless the owner is a str.
         """
-        if owner is not None:
-            _check("owner", owner)
-        return self._listed(owner)
+        return self._listed(None if owner is None else _checked("owner", owner))
 
     def revoke(self, id: str) -> int:
         """End the session of a public id; return the number of live sessions ended, 0 or 1.
@@ -162,9 +160,9 @@ class MongoStore:
         even before its insert. A login in its place stays. Raises `TypeError` unless the id is a
         str.
         """
-        _check("id", id)
-        count = self._life.end_chain(id) or 0
-        audit.say("revoke", "a session was ended by its id", id=id, count=count)
+        this = _checked("id", id)
+        count = self._life.end_chain(this) or 0
+        audit.say("revoke", "a session was ended by its id", id=this, count=count)
         return count
 
     def revoke_all(self, owner: str, keep: str | None = None) -> int:
@@ -174,9 +172,9 @@ class MongoStore:
         kept session may rotate too. A login after the call stays. Raises `TypeError` unless owner
         and id are str.
         """
-        _check("owner", owner)
+        owner = _checked("owner", owner)
         if keep is not None:
-            _check("keep", keep)
+            keep = _checked("keep", keep)
         count = self._revoke_all(owner, keep)
         audit.say("revoke", "sessions of an owner were ended", owner=owner, count=count)
         return count
@@ -239,8 +237,7 @@ class MongoStore:
         """End the sessions found, and then the sessions moved in the meantime."""
         life = self._life
         found = list(life.of_owner(owner))
-        # The mark of a login counts for nothing: the login's session is found by its own owner.
-        marks = {one.id: one for one in found if isinstance(one, Mark) and not one.by_login}
+        marks = {one.id: one for one in found if isinstance(one, Mark)}
         kept = _followed(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
         count = sum(map(life.end_all, _batches(live)))
@@ -257,8 +254,10 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
     """Return the ids of the kept session, before and after rotations."""
     kept = {keep}
-    while keep is not None and keep in marks and marks[keep].successor not in kept:
-        keep = marks[keep].successor
+    # A login proves anew who somebody is, and its session is another.
+    rotations = {id_: mark.successor for id_, mark in marks.items() if not mark.by_login}
+    while keep is not None and keep in rotations and rotations[keep] not in kept:
+        keep = rotations[keep]
         kept.add(keep)
     return kept
 
@@ -266,15 +265,22 @@ def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
 def _loose_ends(
     marks: Mapping[str, Mark], kept: set[str | None], found: Sequence[Record | Mark]
 ) -> list[str]:
-    """Return the ids of the marks whose sessions were not found: they are about to be stored."""
+    """Return the ids of the marks whose sessions were not found: they are about to be stored.
+
+    A login's mark is among them, because the session before the login may be about to be put back.
+    """
     there = kept | {one.id for one in found} | {None}
     return [id_ for id_, mark in marks.items() if id_ not in kept and mark.successor not in there]
 
 
-def _check(name: str, value: object) -> None:
-    """Refuse anything but a str, such as a query operator from a form or a JSON body."""
+def _checked(name: str, value: object) -> str:
+    """Return a text as it is stored.
+
+    Refuse anything but a str, such as a query operator from a form or a JSON body.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name}: must be a str, not {type(value).__name__}")
+    return document.text_of(value)
 
 
 def _info(record: Record, size: int) -> SessionInfo:

@@ -136,13 +136,15 @@ class Visit:
         self.login: Login | None = None
         # The moment of the session's death, if said by the application.
         self.until: datetime | None = None
-        # The new kind of idle time (see `Record.remember`), if the request changes the kind.
+        # The kind of idle time (see `Record.remember`), if the application says the kind.
         self.remember: tuple[bool | None] | None = None
         self._new_token: Token | None = None
 
     def restart(self) -> None:
         """Forget all looks and actions of the request, for another attempt."""
+        secrets = self.secrets
         Visit.__init__(self, self.came_with, self._look, self.times, seals=self.seals)
+        self.secrets = secrets
 
     # The actions of the application.
 
@@ -237,8 +239,10 @@ class Visit:
 
     def idle_as(self, remember: bool | None) -> None:
         """Give the session the idle time of another kind (see `Record.remember`)."""
-        self._look_at_what_stays()
-        if self.kind is not remember:
+        self.touch()
+        if self.kind is not remember:  # The token's kind needs no look.
+            self._look_at_what_stays()
+        if self.kind is not remember or type(self.known) is NotLooked:
             self.until, self.remember = None, (remember,)
 
     def _look_at_what_stays(self) -> None:
@@ -251,7 +255,17 @@ class Visit:
     @property
     def has_changes(self) -> bool:
         """Whether there is something to write: data, or when the session is to die."""
-        return self.draft.difference() is not UNCHANGED or self.remember is not None
+        changes_times = self.remember is not None and self.changes_times
+        return changes_times or self.draft.difference() is not UNCHANGED
+
+    @property
+    def changes_times(self) -> bool:
+        """Whether there is another kind of idle time to write, or a moment of death."""
+        if self.remember is None or self.until is not None:
+            return self.remember is not None
+        if type(self.known) is Record:
+            return self.remember[0] is not self.known.remember
+        return type(self.known) is not NotLooked or self.state is State.DESTROYED
 
     @property
     def was_changed(self) -> bool:

@@ -204,7 +204,9 @@ PROXIES = words("""
     Surrogate-Capability X-Vercel-Id X-Nf-Client-Connection-Ip X-Railway-Edge Rndr-Id
     DO-Connecting-IP Incap-Client-IP X-Sucuri-ClientIP Ali-Cdn-Real-Ip EO-Client-IP
     Tailscale-User-Login X-Auth-Request-User X-Remote-User Remote-User X-BlueCoat-Via
-    L5d-Dst-Override
+    L5d-Dst-Override X-Script-Name X-Rewrite-URL Early-Data X-SSL X-TLS-Client-Cert TLS-Version
+    X-Client-Proto X-Client-Port X-Kong-Request-Id X-Consumer-Username Sozu-Id X-Authentik-Username
+    X-Pomerium-Jwt-Assertion X-Sendfile-Type
 """)
 BROWSERS = words("""
     Accept Accept-Encoding Accept-Language Cache-Control Connection Content-Disposition DNT Expect

@@ -801,6 +801,42 @@ def test_revoking_all_forestalls_a_rotation_between_its_two_commands(
     assert scene.live() == []
 
 
+@pytest.mark.parametrize("loses", ["command", "answer"])
+def test_revoking_all_ends_what_is_rotated_before_a_second_try(scene: Scene, loses: str) -> None:
+    token = scene.stored({"a": 1}, owner="alice")
+    scene.stored({"b": 1}, owner="alice")
+    # A rotation finds nothing any more where only the answer is lost.
+    scene.server.plan("update_many", after=lambda: scene.request(token, regenerated), loses=loses)
+    assert scene.store.revoke_all("alice") == 2
+    assert scene.live() == []
+
+
+def test_a_batch_of_ended_sessions_does_not_count_what_moved_before_a_second_try(
+    scene: Scene,
+) -> None:
+    token, other = (scene.stored({}, owner="alice") for _ in range(2))
+    scene.server.plan(
+        "update_many", before=lambda: scene.request(token, regenerated), loses="command"
+    )
+    assert scene.store.end([id_of(token), id_of(other)], {}) == 1
+
+
+@pytest.mark.parametrize("owner", ["alice", None])
+def test_revoking_all_ends_a_session_that_is_about_to_be_put_back(
+    scene: Scene, owner: str | None
+) -> None:
+    session = scene.store.open(scene.stored({"a": 1}, owner="alice"))
+    assert session.owner == "alice"
+    session["bad"] = [bad := []]
+    bad.append(object())
+    session.regenerate() if owner is None else session.login(owner)
+    scene.server.plan("replace_one", before=lambda: scene.store.revoke_all("alice"))
+    with pytest.raises(SessionDataError, match="bad"):
+        scene.store.flush(session)
+    assert scene.server.all_done
+    assert scene.live() == []
+
+
 @pytest.mark.parametrize("what", ["tombstone", "expired", "foreign", "list", "nothing", "mark"])
 def test_what_is_no_live_session_is_not_ended_and_left_alone(
     scene: Scene, clock: Clock, what: str

@@ -7,6 +7,7 @@ import secrets
 import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, MutableMapping
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -256,6 +257,12 @@ class Text(str):
     """A text of an application, such as a framework's lazy or safe one."""
 
 
+class Role(str, Enum):
+    """Owners that are members of an enumeration; their `str` is another text than they are."""
+
+    ADMIN = "admin"
+
+
 @pytest.mark.parametrize(
     ("label", "stored"),
     [(None, None), ("", None), ("Firefox", "Firefox"), ("é" * 200, "é" * 200),
@@ -270,6 +277,16 @@ def test_a_label_is_cut(scene: Scene, label: str | None, stored: str | None) -> 
     scene.store.flush(session)
     (info,) = scene.store.sessions("alice")
     assert (info.owner, info.label) == ("alice", stored)
+
+
+def test_an_owner_of_an_enumeration_is_the_text_that_it_is(scene: Scene) -> None:
+    for _ in range(2):
+        scene.stored({"a": 1}, owner=Role.ADMIN, label=Role.ADMIN)
+    kept, _ = scene.store.sessions(Role.ADMIN)
+    assert (kept.owner, kept.label) == ("admin", "admin")
+    assert scene.store.revoke_all(Role.ADMIN, keep=Text(kept.id)) == 1
+    assert scene.store.revoke(Text(kept.id)) == 1
+    assert scene.live() == []
 
 
 @pytest.mark.parametrize(("remember", "is_remembered"), [(True, True), (1, True), (0, False)])

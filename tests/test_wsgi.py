@@ -419,6 +419,23 @@ def test_a_late_destroy_is_done_and_what_is_set_since_is_not_stored(
     assert stored.count_documents({}) == 0
 
 
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("rest", [[], [b"rest"], (b"rest",)])
+def test_late_changes_between_a_write_and_the_list_are_written(
+    wrapped: Any, store: MongoStore, ends: bool, rest: Any
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:  # No validator hides the list.
+        start_response("200 OK", PLAIN)(b"begun")
+        environ["mongosession"]["b"] = 2
+        if ends:
+            environ["mongosession"].destroy()
+        return rest
+
+    cookie = f"mongosession={store.create({'a': 1}).token}"
+    call(wrapped(app), environ_of(HTTP_COOKIE=cookie))
+    assert [one.data for one in store.sessions()] == ([] if ends else [{"a": 1, "b": 2}])
+
+
 def test_late_changes_of_a_response_that_failed_are_dropped(
     visit: Any, store: MongoStore, stored: Collection[Any]
 ) -> None:

@@ -139,6 +139,30 @@ def test_a_stream_reads_and_changes_the_session(component: SessionComponent) -> 
     assert browser.get("/late").body == b"20"
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_late_changes_of_a_stream_that_raises_are_dropped(
+    component: SessionComponent, stored: Collection[Any], ends: bool
+) -> None:
+    def stream(req: falcon.Request, resp: falcon.Response) -> None:
+        session = req.context.session
+        session["n"] = 2
+
+        def items() -> Iterator[bytes]:
+            yield b"begun"
+            session["n"] = 3
+            if ends:
+                session.destroy()
+            raise RuntimeError("no more")
+
+        resp.stream = items()
+
+    browser = Browser(app_of(component, index=set_n, stream=stream))
+    browser.get()
+    with pytest.raises(RuntimeError, match="no more"):
+        browser.get("/stream")
+    assert [document["data"] for document in stored.find()] == ([] if ends else [{"n": 2}])
+
+
 def test_a_file_is_handed_to_the_server_as_it_is(component: SessionComponent) -> None:
     files: list[object] = []
 

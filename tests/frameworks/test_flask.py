@@ -21,6 +21,7 @@ from flask import (
     Blueprint,
     Flask,
     Response,
+    copy_current_request_context,
     flash,
     get_flashed_messages,
     redirect,
@@ -539,6 +540,29 @@ def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Brows
     assert browser.get().commands == ["find"]
 
 
+def test_permanent_before_each_request_costs_no_look(
+    app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    @app.before_request
+    def keep() -> None:
+        session.permanent = True
+
+    on(app, "/set")(lambda: session.update(value=request.args["value"]))
+    on(app, "/idle")(lambda: None)
+    assert browser.get("/set?value=1").commands == ["insert"]
+    assert browser.get("/set?value=2").commands == ["update"]
+    assert browser.get("/idle").commands == []
+    (known,) = store.sessions()
+    assert store.revoke(known.id) == 1
+    answer = browser.get("/set?value=3")  # A session begins, and is permanent as well.
+    assert (answer.commands, "Max-Age" in str(answer.cookie)) == (
+        ["update", "find", "insert"],
+        True,
+    )
+    (known,) = store.sessions()
+    assert known.remembered
+
+
 def test_an_ended_permanent_session_gets_no_cookie(
     app: Flask, browser: Browser, store: MongoStore
 ) -> None:
@@ -964,6 +988,59 @@ def test_a_stream_reads_and_changes_the_session(app: Flask, browser: Browser) ->
     on(app, "/late")(lambda: session["late"])
     assert [browser.get().body for _ in range(2)] == [b"1", b"2"]
     assert browser.get("/late").body == b"20"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_late_changes_of_a_stream_that_raises_are_dropped(
+    app: Flask, browser: Browser, stored: Collection[Any], ends: bool
+) -> None:
+    @on(app)
+    def _() -> Response:
+        session["n"] = 1
+
+        def stream() -> Iterator[str]:
+            yield "begun"
+            session["late"] = 1
+            if ends:
+                session.destroy()
+            raise RuntimeError("no more")
+
+        return Response(stream_with_context(stream()))
+
+    on(app, "/begin")(lambda: session.update(begun=True))
+    browser.get("/begin")
+    with pytest.raises(RuntimeError, match="no more"):
+        browser.get()
+    found = [document["data"] for document in stored.find({"v": 1})]
+    assert found == ([] if ends else [{"begun": True, "n": 1}])
+
+
+def test_a_stream_is_closed_once_and_the_session_stored_if_that_fails(
+    app: Flask, browser: Browser, stored: Collection[Any]
+) -> None:
+    closed: list[int] = []
+
+    class Stream:
+        def __iter__(self) -> Iterator[bytes]:
+            yield from (b"one", b"two")
+
+        def close(self) -> None:
+            closed.append(1)
+            session["late"] = True
+            raise OSError("disk full")
+
+    stream = Stream()
+
+    @on(app)
+    def _() -> Response:
+        session["n"] = 1
+        stream.close = copy_current_request_context(stream.close)  # type: ignore[method-assign]
+        return Response(stream)
+
+    with pytest.raises(OSError, match="disk full"):
+        browser.get()
+    assert closed == [1]
+    assert stored.find_one()["data"] == {"n": 1, "late": True}
 
 
 def test_a_file_is_handed_to_the_server_as_it_is(app: Flask, browser: Browser) -> None:

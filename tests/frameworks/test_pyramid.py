@@ -39,7 +39,7 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.pyramid import MongoSession
 
-from ..wsgi import COOKIE, DOWN, Browser, conforming
+from ..wsgi import COOKIE, DOWN, KEY, Browser, conforming
 
 Use = Callable[[Request], Any]
 
@@ -301,6 +301,15 @@ def test_a_csrf_token_does_not_survive_a_login(policy: Any, site: Site) -> None:
     assert fresh != known
     assert browser.get().body == fresh
     assert b"('n', 1)" in browser.get("/all").body
+
+
+def test_a_csrf_token_does_not_survive_a_login_by_the_environ(site: Site) -> None:
+    browser = site.browser(
+        index=get_csrf_token, login=lambda request: request.environ[KEY].login("alice")
+    )
+    known = browser.get().body
+    browser.get("/login")
+    assert browser.get().body != known
 
 
 class HelpedPolicy:
