@@ -79,6 +79,10 @@ REMEDIES = (
     ),
     Remedy("This process can have no more memory", types=(MemoryError,)),
     Remedy(
+        "This process can have no more open files; raise the limit (ulimit -n)",
+        "Too many open files",
+    ),
+    Remedy(
         "The user name or the password has a character that no login may have, as a password that "
         "ends in a newline; check mongodb_username and mongodb_password, and the file they are in",
         "SASLprep",
@@ -170,6 +174,21 @@ REMEDIES = (
         "A unique index that is not ours refuses this session; drop it, or give sessions a "
         "collection of their own (mongodb_session_coll)",
         codes=_codes(11000),
+    ),
+    Remedy(
+        "A rule of the collection for its documents (a validator), which is not ours, refuses this "
+        "session; remove it, or give sessions a collection of their own (mongodb_session_coll)",
+        codes=_codes(121),
+    ),
+    Remedy(
+        "The collection is a view, which takes no writes; name another as mongodb_session_coll",
+        codes=_codes(166),
+    ),
+    Remedy("The disk of MongoDB is full; make room there", codes=_codes(14031)),
+    Remedy(
+        "Too few members of the replica set have acknowledged a write; look which of them are down "
+        "or far behind",
+        codes=_codes(64, 100),
     ),
     Remedy(
         "MongoDB takes no more requests at the moment (it throttles); let it have more throughput "

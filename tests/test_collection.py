@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import bson
 import dns.resolver
@@ -611,6 +612,17 @@ def test_each_cause_has_its_text(
     assert isinstance(error.__cause__, PyMongoError)
 
 
+def test_no_more_files_can_be_opened(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    collection = made("localhost:1", timeout_ms=SOON)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    error = failure_of(lambda: collection.attempt(look))
+    monkeypatch.undo()
+    assert "no more open files" in str(error)
+
+
 def test_nothing_listens(made: Made) -> None:
     with listening(stay_silent) as port:
         pass
@@ -627,6 +639,11 @@ def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str
 
 CODES = {
     13: "grant it readWrite",
+    64: "Too few members",
+    100: "Too few members",
+    121: "a validator",
+    14031: "disk of MongoDB is full",
+    166: "is a view",
     16500: "throttles",
     8000: "plan of this MongoDB",
     301: "mongodb_retry_writes: false",
