@@ -61,7 +61,8 @@ class SessionCollection:
 
     Each process makes its client on first use, so the object may be made before a fork. A `client`
     that is passed in is used unchanged, and left open by `close`. The constructor raises
-    `SettingsError` if the settings name no database; the rest raises `StoreError` if MongoDB fails.
+    `SettingsError` if the settings name no database, and `TypeError` for a `client` that is none;
+    the rest raises `StoreError` if MongoDB fails.
     """
 
     def __init__(self, settings: Settings, client: MongoClient[Any] | None = None) -> None:
@@ -69,6 +70,7 @@ class SessionCollection:
             raise SettingsError(
                 "mongodb_session_db: missing; name the database that is to hold the sessions"
             )
+        _check_client(client)
         self._settings = settings
         self._database = settings.database
         self._client = client
@@ -332,6 +334,16 @@ def _demand_the_primary(documents: Documents) -> None:
     with explaining():
         if not documents.database.client.is_primary:
             raise NotPrimaryError("the member that mongodb_host names is not primary")
+
+
+def _check_client(client: object) -> None:
+    """Refuse an asynchronous client, whose writes nobody would wait for, and what is no client."""
+    if client is None:
+        return
+    names = " ".join(one.__name__ for one in type(client).__mro__)
+    # A database has attributes of any name.
+    if not hasattr(client, "get_database") or re.search("Async|Motor|Database", names):
+        raise TypeError(f"client: must be a MongoClient, not {type(client).__name__}")
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:

@@ -472,17 +472,17 @@ class _Walk:
         if isinstance(value, _MAY_BE_UNREADABLE):
             self._check_readable(value, path, depth)
             return value
-        if isinstance(value, str):
+        if issubclass(kind, str):  # A stand-in may claim to be an instance.
             if not value.isascii():
                 _check_text(value, path)
             return value
-        if isinstance(value, int):
+        if issubclass(kind, int):
             if not -(2**63) <= value < 2**63:
                 raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
             return value
         if isinstance(value, dict | list | tuple):
             return self._container(value, path, depth)
-        if isinstance(value, _SCALAR):
+        if issubclass(kind, _SCALAR):
             return value
         if _is_lazy_text(value):
             return self.form(str(value), path, depth)

@@ -170,17 +170,18 @@ def text(value: Any) -> str:
 
 def database_name(value: Any) -> str:
     """Read a name that MongoDB takes for a database."""
-    if not re.fullmatch(r'[^/\\. "$*<>:|?\0]{1,63}', text(value)):
+    if not re.fullmatch(r'[^/\\. "$*<>:|?\0-\x1f\x7f]{1,63}', text(value)):
         raise ValueError(
-            'a database name: 1 to 63 characters, none of / \\ . " $ * < > : | ? or space'
+            'a database name: 1 to 63 characters, none of / \\ . " $ * < > : | ?, space or newline'
         )
     return text(value)
 
 
 def collection_name(value: Any) -> str:
     """Read a name that MongoDB takes for a collection."""
-    if not re.fullmatch(r"(?!system\.)(?![.])[^$\0]{1,200}(?<![.])", text(value)) or ".." in value:
-        raise ValueError("a collection name: no $, no dot at either end, not 'system.…'")
+    name = r"(?!system\.)(?![.])[^$\0-\x1f\x7f]{1,200}(?<![.])"
+    if not re.fullmatch(name, text(value)) or ".." in value:
+        raise ValueError("a collection name: no $, no newline, no dot at an end, not 'system.…'")
     return text(value)
 
 

@@ -650,7 +650,10 @@ def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str
 
 CODES = {
     13: "grant it readWrite",
+    64: "Too few members",
+    100: "Too few members",
     121: "a validator",
+    14031: "disk of MongoDB is full",
     166: "is a view",
     16500: "throttles",
     8000: "plan of this MongoDB",
