@@ -41,7 +41,7 @@ def login(session: Session) -> None:
     name = request.forms.name.strip()
     if not name:
         abort(400, "Tell us your name.")
-    device = device_name(request.get_header("User-Agent", ""))
+    device = device_name(request.headers.raw("User-Agent", ""))
     session.login(name, remember="remember" in request.forms, label=device)
     redirect("/", 303)
 

@@ -1,5 +1,6 @@
 """A small shop in Django. Run it in this folder: gunicorn django_shop:app"""
 
+from device_name import device_name
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.core.wsgi import get_wsgi_application
@@ -29,8 +30,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def add(request: HttpRequest) -> HttpResponse:
-    item = request.POST.get("item")
-    if item not in PRODUCTS:
+    if (item := request.POST.get("item")) not in PRODUCTS:
         return HttpResponseBadRequest("We have no such tea.")
     put_into_cart(request.session, item)
     return HttpResponse(status=303, headers={"Location": "/"})
@@ -38,9 +38,9 @@ def add(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def login(request: HttpRequest) -> HttpResponse:
-    name = request.POST.get("name", "").strip()
-    if not name:
+    if not (name := request.POST.get("name", "").strip()):
         return HttpResponseBadRequest("Tell us your name.")
+    request.session.label = device_name(request.headers.get("User-Agent", ""))
     request.session[SESSION_KEY] = name  # As django.contrib.auth does, which needs a database.
     request.session.set_expiry(None if "remember" in request.POST else 0)
     return HttpResponse(status=303, headers={"Location": "/"})

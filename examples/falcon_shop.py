@@ -1,6 +1,7 @@
 """A small shop in Falcon. Run it in this folder: gunicorn falcon_shop:app"""
 
 import falcon
+from device_name import device_name
 from own_forms import own_forms_only
 from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
@@ -30,7 +31,8 @@ class Login:
         name = req.get_media().get("name", "").strip()
         if not name:
             raise falcon.HTTPBadRequest(description="Tell us your name.")
-        req.context.session.login(name, remember="remember" in req.get_media())
+        device, remember = device_name(req.user_agent or ""), "remember" in req.get_media()
+        req.context.session.login(name, remember=remember, label=device)
         raise falcon.HTTPSeeOther("/")
 
 

@@ -1,5 +1,6 @@
 """A small shop in Flask. Run it in this folder: gunicorn flask_shop:app"""
 
+from device_name import device_name
 from flask import Flask, abort, redirect, request, session, url_for
 from own_forms import own_forms_only
 from page import NOT_FOUND, PRODUCTS, page, put_into_cart
@@ -34,7 +35,8 @@ def login() -> Response:
     name = request.form["name"].strip()
     if not name:
         abort(400, "Tell us your name.")
-    session.login(name, remember="remember" in request.form)
+    device = device_name(request.user_agent.string)
+    session.login(name, remember="remember" in request.form, label=device)
     return redirect(url_for("index"), 303)
 
 

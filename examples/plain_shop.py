@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from device_name import device_name
 from own_forms import own_forms_only
 from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from settings import SETTINGS
@@ -25,7 +26,8 @@ def shop(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
         case "POST", "/cart" if (item := form.get("item")) in PRODUCTS:
             put_into_cart(session, item)
         case "POST", "/login" if name := form.get("name", "").strip():
-            session.login(name, remember="remember" in form)
+            device = device_name(environ.get("HTTP_USER_AGENT", ""))
+            session.login(name, remember="remember" in form, label=device)
         case "POST", "/logout":
             session.destroy()
         case "POST", "/cart" | "/login":

@@ -1,5 +1,6 @@
 """A small shop in Pyramid. Run it in this folder: gunicorn pyramid_shop:app"""
 
+from device_name import device_name
 from own_forms import own_forms_only
 from page import NOT_FOUND, PRODUCTS, page, put_into_cart
 from pyramid.config import Configurator
@@ -30,7 +31,8 @@ def login(request: Request) -> Response:
     name = request.POST.get("name", "").strip()
     if not name:
         raise HTTPBadRequest("Tell us your name.")
-    request.session.login(name, remember="remember" in request.POST)
+    device = device_name(request.user_agent or "")
+    request.session.login(name, remember="remember" in request.POST, label=device)
     return HTTPSeeOther(request.route_path("index"))
 
 

@@ -5,7 +5,7 @@ from .middleware import SessionMiddleware
 from .session import Session
 from .store import MongoStore, SessionInfo
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 __all__ = [
     "MongoStore",

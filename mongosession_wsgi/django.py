@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -16,6 +16,9 @@ from .visit import Failure, State
 
 __all__ = ["SessionStore", "mongo_store"]
 
+_SAME_LOGIN = timedelta(minutes=1)
+"""Two logins by a user within this time are a double click: the key stays, as in Django."""
+
 
 class SessionStore(SessionBase):
     """A session for Django, stored as every session of ours; the key is the token.
@@ -27,6 +30,7 @@ class SessionStore(SessionBase):
         super().__init__(session_key)
         self._stored = self._opened(None)
         self.label: str | None = None  # Of the device; to be set before a login.
+        self._logs_in = False
 
     @property
     def id(self) -> str | None:
@@ -38,6 +42,16 @@ class SessionStore(SessionBase):
         """Who is logged in: the primary key of Django's user, or None."""
         owner = self.get(SESSION_KEY)
         return None if owner is None else str(owner)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the session was created or last logged in, in UTC; None until saved."""
+        return self._stored.created_at if self._found() else None
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the stored session is of a user whose cookie outlives the browser."""
+        return self._found() and self._stored.remembered
 
     @property
     def modified(self) -> bool:
@@ -55,7 +69,9 @@ class SessionStore(SessionBase):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
         if key == SESSION_KEY:
-            self._write()  # A login: the receivers of Django's signal may ask for the new key.
+            # A login. The receivers of Django's signal may ask for the new key.
+            self._logs_in = True
+            self._write()
 
     async def aset(self, key: str, value: Any) -> None:
         await sync_to_async(self.__setitem__)(key, value)
@@ -130,18 +146,32 @@ class SessionStore(SessionBase):
         if not self._found():
             self._stored = mongo_store().create() if self.is_empty() else self._opened(None)
             self.modified = True
-        if self.owner is not None and self.owner != self._stored.owner:
+        if (owner := self.owner) is not None and self._is_login(owner):
             self._take_up()
-            self._stored.login(self.owner, label=self.label)
+            self._stored.login(owner, label=self.label)
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
-        # Without `set_expiry`, and Django's own way of counting, the moment ends an idle time.
-        is_of_django = type(self).get_expiry_date is SessionBase.get_expiry_date
-        is_idle_time = is_of_django and not self.get("_session_expiry")
-        visit_of(session).live_until(moment, None if is_idle_time else False)
+        visit_of(session).live_until(moment, self._kind())
         mongo_store().flush(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
+
+    def _is_login(self, owner: str) -> bool:
+        """Say whether to log in: another user, or the same user again after some time."""
+        logs_in, self._logs_in = self._logs_in, False
+        if owner != self._stored.owner:
+            return True
+        since = self._stored.created_at
+        return logs_in and since is not None and datetime.now(timezone.utc) - since > _SAME_LOGIN
+
+    def _kind(self) -> bool | None:
+        """Return the kind of idle time (see `Record.remember`), by Django's words for it."""
+        # Without `set_expiry`, and Django's own way of counting, the moment ends an idle time.
+        is_of_django = type(self).get_expiry_date is SessionBase.get_expiry_date
+        if not is_of_django or self.get("_session_expiry"):
+            return False
+        lasts = self.owner is not None and not self.get_expire_at_browser_close()
+        return True if lasts else None
 
     def _take_up(self) -> None:
         """For a login, go on with a session after another login or rotation has moved it."""

@@ -133,13 +133,16 @@ def _condition(types: tuple[type, ...]) -> dict[str, Any]:
     return {"$type": numbers if len(numbers) > 1 else numbers[0]}
 
 
-OURS = {"v": {"$in": VERSIONS}}
+OURS: dict[str, Any] = {"v": {"$in": VERSIONS}}
 """The condition met by every session and every mark."""
 SESSION: dict[str, Any] = OURS | {
     name: _condition(types) for name, types in _FIELDS.items() if name not in _OPTIONAL
 }
 """The condition met by every session, and by no mark or foreign document."""
-MARK = OURS | {"data": {"$exists": False}, "expires_at": {"$type": _BSON_TYPES[datetime]}}
+MARK: dict[str, Any] = OURS | {
+    "data": {"$exists": False},
+    "expires_at": {"$type": _BSON_TYPES[datetime]},
+}
 """The condition met by every mark, and by no session."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""

@@ -47,13 +47,13 @@ class Draft:
     __slots__ = ("_prints", "_sealed", "_stored", "data", "dropped", "replaces")
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
-        self._stored = {} if stored is None else stored
+        self._stored: dict[str, Any] = {} if stored is None else stored
         # The very dict of the stored data, until the first change.
-        self.data = self._stored
+        self.data: dict[str, Any] = self._stored
         # The bytes of the stored values handed to the application.
         self._prints: dict[str, bytes] = {}
         # Whether all stored data goes, known or not.
-        self.replaces = False
+        self.replaces: bool = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
         # The stored values still sealed, because nobody has asked for them.

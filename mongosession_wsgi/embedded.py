@@ -58,10 +58,10 @@ class EmbeddedServer:
     """
 
     def __init__(self, data: Path | str, *, port: int = 0, options: Sequence[str] = ()) -> None:
-        self.data = Path(data).absolute()
-        self.port = port
-        self.options = tuple(options)
-        self.pid = 0
+        self.data: Path = Path(data).absolute()
+        self.port: int = port
+        self.options: tuple[str, ...] = tuple(options)
+        self.pid: int = 0
         """The process id of the server itself, once started."""
         self._watcher: subprocess.Popen[str] | None = None
 

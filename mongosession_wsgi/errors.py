@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-logger = logging.getLogger("mongosession_wsgi")
+logger: logging.Logger = logging.getLogger("mongosession_wsgi")
 
 
 class SessionError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -17,7 +18,7 @@ from .session import Session, visit_of
 from .settings import Settings
 from .store import MongoStore, Store
 from .times import Times
-from .visit import Failure, Nothing, Outcome, State
+from .visit import Failure, Nothing, Outcome, State, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -42,8 +43,10 @@ class Exchanges:
     """
 
     def __init__(self, settings: Mapping[str, Any] | Settings, store: Store | None = None) -> None:
+        self.settings: Settings
+        self.store: Store
         self.settings, self.store = beside(Settings.parse(settings), store)
-        self.cookies = CookiePolicy(self.settings)
+        self.cookies: CookiePolicy = CookiePolicy(self.settings)
         times = Times.of(self.settings)
         if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
             self.store.follow(lambda: times)
@@ -123,10 +126,10 @@ class Exchange:
         self._committed = self._begins = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
-        self.is_running = False
-        self.cookie = cookies.cookie_for(environ)
-        self.session = store.open(self.cookie.read(environ), times)
-        self.visit = visit_of(self.session)
+        self.is_running: bool = False
+        self.cookie: Cookie = cookies.cookie_for(environ)
+        self.session: Session = store.open(self.cookie.read(environ), times)
+        self.visit: Visit = visit_of(self.session)
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
 
@@ -193,10 +196,8 @@ class Exchange:
                 raise
 
         def close() -> None:
-            try:
-                getattr(body, "close", _nothing)()
-            finally:
-                self.close()
+            with closing(self):
+                getattr(body, "close", lambda: None)()
 
         return ClosingIterator(items(), close)
 
@@ -232,9 +233,6 @@ class Exchange:
         if outcome is Outcome.RENEWED and cookie.max_age is None:
             return None
         return self._cookies.issue(cookie, self.visit.token, self._environ)
-
-
-def _nothing() -> None: ...
 
 
 @lru_cache(maxsize=256)

@@ -76,7 +76,7 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
         self.destroy()
 
 
-session = cast("MongoSession", flask.session)
+session: MongoSession = cast("MongoSession", flask.session)
 """Flask's `session`, as type checkers are to see it."""
 
 

@@ -25,7 +25,7 @@ Owner = Literal["cookie", "store", "driver"]
 The settings of the cookie, idle times included, are those for which a framework may have its own.
 """
 
-DRIVER_DEFAULTS = {
+DRIVER_DEFAULTS: dict[str, Any] = {
     "timeoutms": 5000,
     "serverselectiontimeoutms": 5000,
     "maxidletimems": 120_000,

@@ -79,7 +79,7 @@ class MongoStore:
         client: MongoClient[Any] | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.settings = Settings.parse(settings)
+        self.settings: Settings = Settings.parse(settings)
         times = Times.of(self.settings)
         self._times: Callable[[], Times] = lambda: times
         self._clock = clock

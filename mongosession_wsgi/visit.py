@@ -114,24 +114,24 @@ class Visit:
     ) -> None:
         self._look = look
         # When the session dies, by the settings of now.
-        self.times = times
+        self.times: Times = times
         # The keys of a framework's secrets in the data; a login leaves them behind.
         self.secrets: tuple[str, ...] = ()
         # Whether a new session is to be sealed.
-        self.seals = seals
+        self.seals: bool = seals
         # The seal of the session of the token, once needed.
         self.seal: Seal | None = None
-        self.came_with = token
-        self.state = State.UNTOUCHED
+        self.came_with: str | None = token
+        self.state: State = State.UNTOUCHED
         # The token of the session, as far as is known: from the cookie, or issued by a commit.
         # Empty without a session.
-        self.token = Token(token or "")
+        self.token: Token = Token(token or "")
         self.known: Known = NOT_LOOKED if token else NOTHING
-        self.draft = _UNTOUCHED
+        self.draft: Draft = _UNTOUCHED
         # Whether a live session came with the request.
-        self.came = False
+        self.came: bool = False
         # Whether an earlier commit of the request had changes to store, or gave them up.
-        self.changed = False
+        self.changed: bool = False
         # The login of the request.
         self.login: Login | None = None
         # The moment of the session's death, if said by the application.

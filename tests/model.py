@@ -444,6 +444,8 @@ class Model:
                     return None
                 self.forestalled.add(token)
                 return 0
+            if mark.successor is not None:  # The end is noted on it, and stands as long.
+                mark.until = self.clock() + MARK
             if mark.successor is None or not mark.goes_on or (mark.by_login and not past_logins):
                 return None
             token = mark.successor

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import re
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.collection import Collection
 
-from mongosession_wsgi import StoreError
+from mongosession_wsgi import MongoStore, StoreError
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.testing.requests import Clock
 
@@ -257,6 +263,27 @@ def test_nothing_is_said_before_the_database_has_acknowledged_it(
         pytest.fail("there are more commands than that")
 
 
+@pytest.mark.parametrize("loses", ["", "answer"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_nothing_is_said_of_a_limit_before_the_others_have_ended(
+    clock: Clock, scene: Scene, heard: Heard, at: int, loses: str
+) -> None:
+    scene.store = scene.another(session_limit=1)
+    scene.stored({}, owner="alice")
+    token = scene.stored({"a": 1})
+    clock.advance(seconds=1)
+    heard.records.clear()
+    for number in at, at + 1:  # An answer that is lost once is asked for again.
+        scene.server.plan(number, error=None if loses else refused(), loses=loses)
+    if (at, loses) == (2, "answer"):  # The duplicate that the second insert meets tells enough.
+        scene.request(token, lambda session: session.login("alice"))
+        assert heard.events == ["login", "limit"]
+    else:
+        with pytest.raises(StoreError):
+            scene.request(token, lambda session: session.login("alice"))
+        assert heard.events == ["login"] * (at > 2)
+
+
 def test_it_is_silent_unless_it_is_asked_for(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,6 +296,51 @@ def test_it_is_silent_unless_it_is_asked_for(
     finally:
         logging.getLogger(NAME).removeHandler(handler)
     assert handler.records == caplog.records == []
+
+
+def test_each_line_is_true_in_the_database_when_it_is_said(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    """Another client looks at the real server at the moment of each line."""
+    seen: list[tuple[str, list[str]]] = []
+
+    class Looks(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            owned = stored.find({"owner": "alice"}, sort=[("created_at", 1)])
+            live = [one["_id"] for one in owned if "data" in one]
+            seen.append((vars(record)["session_event"], live))
+
+    logger, handler = logging.getLogger(NAME), Looks()
+    store = MongoStore(settings | {"session_limit": 2})
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        sessions = [store.open(None) for _ in range(3)]
+        for session in sessions:
+            session.login("alice")
+            store.flush(session)
+        ids = [session.id for session in sessions]
+        sessions[1].regenerate()
+        store.flush(sessions[1])
+        moved = sessions[1].id
+        store.destroy(sessions[1])
+        store.revoke(str(ids[2]))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        store.close()
+    assert [event for event, _ in seen] == [
+        *("login", "login", "login", "limit", "regenerate", "logout", "revoke")
+    ]
+    assert [{*live} for _, live in seen] == [
+        {ids[0]},
+        {ids[0], ids[1]},
+        {ids[0], ids[1], ids[2]},
+        {ids[1], ids[2]},
+        {moved, ids[2]},
+        {ids[2]},
+        set(),
+    ]
 
 
 # What a visitor wrote.
@@ -376,15 +448,65 @@ def test_the_page_has_every_event_and_every_field() -> None:
         assert f"session_{name}" in PAGE
 
 
-def test_lines_are_shipped_from_a_thread_of_their_own(scene: Scene) -> None:
-    collected: list[logging.LogRecord] = []
+ACT = """
+from mongosession_wsgi.testing import MemoryStore
 
-    class Collector(logging.handlers.SysLogHandler):
+store = MemoryStore()
+session = store.open(None)
+session.login("alice", label="Firefox\\nlogin")
+store.flush(session)
+store.destroy(session)
+"""
+
+
+def run_as_written(*recipes: str) -> list[dict[str, Any]]:
+    """Run recipes in a process of their own, and a login and a logout after; return the output."""
+    script = "\n".join([*recipes, ACT])
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def events_of(told: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(one["event"], one.get("owner"), one.get("label")) for one in told]
+
+
+EVENTS_TOLD = [("login", "alice", "Firefox\nlogin"), ("logout", "alice", None)]
+
+
+def test_the_recipe_of_json_lines_prints_them() -> None:
+    assert events_of(run_as_written(RECIPES[0])) == EVENTS_TOLD
+
+
+def test_the_recipe_of_shipping_sends_every_line_to_the_collector() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
+        collector.bind(("127.0.0.1", 0))
+        collector.settimeout(20)
+        ours = RECIPES[1].replace('("127.0.0.1", 514)', repr(collector.getsockname()))
+        assert ours != RECIPES[1]
+        printed = run_as_written(RECIPES[0], ours)
+        came = [collector.recv(65536) for _ in EVENTS_TOLD]
+    assert all(line.startswith(b"<14>{") for line in came)
+    sent = [json.loads(line.removeprefix(b"<14>").rstrip(b"\0")) for line in came]
+    assert events_of(sent) == events_of(printed) == EVENTS_TOLD
+    assert [one["id"] for one in sent] == [one["id"] for one in printed]
+
+
+def test_nothing_is_shipped_while_a_visitor_waits(scene: Scene) -> None:
+    """The queue of the recipe takes a line at once, even while the collector takes none."""
+    gate, sent = threading.Event(), threading.Event()
+
+    class Slow(logging.handlers.SysLogHandler):
         def __init__(self, address: object) -> None:
             logging.Handler.__init__(self)
 
         def emit(self, record: logging.LogRecord) -> None:
-            collected.append(record)
+            gate.wait(20)
+            sent.set()
 
         def close(self) -> None:
             logging.Handler.close(self)
@@ -396,18 +518,18 @@ def test_lines_are_shipped_from_a_thread_of_their_own(scene: Scene) -> None:
         "JsonLines": json_lines,
         "QueueHandler": logging.handlers.QueueHandler,
         "QueueListener": logging.handlers.QueueListener,
-        "SysLogHandler": Collector,
+        "SysLogHandler": Slow,
         "logging": logging,
         "queue": queue,
     }
     try:
         logger.setLevel(logging.INFO)
         exec(recipe[recipe.index("collector = ") :], names)
-        session = scene.request(None, lambda one: one.login("alice\nlogin", label="x"))
-        names["listener"].stop()
+        scene.request(None, lambda one: one.login("alice"))
+        assert not sent.is_set()
     finally:
+        gate.set()
+        names["listener"].stop()
         logger.handlers[:] = before
         logger.setLevel(logging.NOTSET)
-    (record,) = collected
-    told = json.loads(json_lines().format(record))
-    assert (told["event"], told["id"], told["owner"]) == ("login", session.id, "alice\nlogin")
+    assert sent.is_set()

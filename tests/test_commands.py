@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from pymongo import MongoClient
 
 from mongosession_wsgi import MongoStore, Session, SessionMiddleware
+from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER, size_of
+from .scripted import Scene
 from .wsgi import Browser, call, environ_of, on_session
 
 NAME = "mongosession"
@@ -24,6 +27,8 @@ class Row(NamedTuple):
     use: Callable[[Session], Any]
     commands: list[str]
     cookie: str = "live"
+    limit: int | None = None
+    """The `session_limit`, of an owner with two sessions."""
 
 
 def _three_keys(session: Session) -> None:
@@ -40,6 +45,16 @@ def _set(session: Session) -> None:
     session["a"] = 1
 
 
+def _log_in(session: Session) -> None:
+    session.login("alice")
+
+
+def _log_in_for_long(session: Session) -> None:
+    session.login("alice", remember=True, label="Firefox on Windows")
+
+
+_SWAP = ["findAndModify", "insert"]
+
 TABLE = [
     Row("untouched, with a live cookie", lambda session: None, []),
     Row("reads", lambda session: session["user"], ["find"]),
@@ -48,28 +63,70 @@ TABLE = [
     Row("reads and sets", _read_and_set, ["find", "update"]),
     Row("sets, without a cookie", _set, ["insert"], cookie="none"),
     Row("malformed cookie, reads", lambda session: session.get("user"), [], cookie="malformed"),
-    Row("login(), reading nothing", lambda s: s.login("alice"), ["findAndModify", "insert"]),
+    Row("login(), reading nothing", _log_in, ["findAndModify", "insert"]),
+    Row("login(), remembered and labelled", _log_in_for_long, ["findAndModify", "insert"]),
+    Row("login(), without a cookie", _log_in, ["insert"], cookie="none"),
+    Row("login(), within session_limit", _log_in, ["findAndModify", "insert", "find"], limit=3),
+    Row("login(), that ends another", _log_in, [*_SWAP, "find", "update"], limit=2),
+    Row("remembered, sets one key", _set, ["update"], cookie="remembered"),
+    Row("remembered, reads", lambda session: session.remembered, ["find"], cookie="remembered"),
     Row("regenerate(), reading nothing", lambda s: s.regenerate(), ["findAndModify", "insert"]),
     Row("destroy(), reading nothing", lambda session: session.destroy(), ["delete"]),
 ]
 
 
 def test_a_request_costs_the_commands_of_the_table(
-    settings: dict[str, Any], store: MongoStore
+    settings: dict[str, Any], store: MongoStore, client: MongoClient[Any]
 ) -> None:
     measured = []
     for row in TABLE:
-        cookies = {
-            "live": f"{NAME}={store.create({'user': 'alice'}).token}",
-            "malformed": f"{NAME}=no-token",
-            "none": "",
-        }
-        app = SessionMiddleware(on_session(row.use), settings, store=store)
-        response = Browser(app, cookie=cookies[row.cookie]).get()
+        store.revoke_all("alice")
+        cookie = _cookies(store)[row.cookie]
+        limited = settings | {"session_limit": row.limit}
+        asked = MongoStore(limited, client=client) if row.limit else store
+        app = SessionMiddleware(on_session(row.use), settings, store=asked)
+        response = Browser(app, cookie=cookie).get()
         assert response.status == "200 OK"
         measured.append(row._replace(commands=response.commands))
+        if row.limit:  # The sessions of an owner may be on every shard.
+            assert len(RECORDER.scattered) == len(row.commands) - 2
+            RECORDER.scattered.clear()
     print(_shown(measured))
     assert measured == TABLE
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.request)
+def test_a_request_costs_the_same_in_a_store_without_a_server(clock: Clock, row: Row) -> None:
+    scene = Scene(clock, session_limit=row.limit or "none")
+    cookie = _cookies(scene.store)[row.cookie]
+    app = SessionMiddleware(on_session(row.use), {"session_name": NAME}, store=scene.store)
+    scene.server.forget()
+    assert Browser(app, cookie=cookie).get().status == "200 OK"
+    words = {"find_one_and_update": "findAndModify"}
+    sent = [words.get(name, name.partition("_")[0]) for name in scene.server.commands]
+    assert sent == row.commands
+
+
+def _cookies(store: MongoStore) -> dict[str, str]:
+    """Store two sessions of Alice, and return the cookies that a row names."""
+    for _ in range(2):
+        _stored(store, "alice")
+    return {
+        "live": f"{NAME}={_stored(store)}",
+        "remembered": f"{NAME}={_stored(store, 'bob', remember=True)}",
+        "malformed": f"{NAME}=no-token",
+        "none": "",
+    }
+
+
+def _stored(store: MongoStore, owner: str | None = None, *, remember: bool = False) -> str:
+    """Store a session, and return its token."""
+    session = store.open(None)
+    session["user"] = "alice"
+    if owner is not None:
+        session.login(owner, remember=remember)
+    store.flush(session)
+    return str(session.token)
 
 
 def _shown(rows: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mongosession_wsgi import embedded
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
+ADDRESS = "https://code.example/owner/mongosession-wsgi"
 PARTS = ("setup.cfg", "setup.py", "README.md", "LICENSE", "mongosession_wsgi")
 
 
@@ -35,6 +37,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, source / part)
+    setup_cfg = (source / "setup.cfg").read_text()
+    (source / "setup.cfg").write_text(re.sub(r"(?m)^url =.*$", f"url = {ADDRESS}", setup_cfg))
     run(sys.executable, "-m", "build", "--outdir", built, source, cwd=source)
     return built
 
@@ -62,6 +66,18 @@ def test_the_distributions_hold_every_module_the_types_and_the_licence(built: Pa
     assert not [name for name in names if name.startswith(("tests", "examples"))]
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         assert {"LICENSE", "README.md"} <= {Path(name).name for name in sdist.getnames()}
+
+
+def test_the_page_of_an_index_has_whole_addresses(built: Path) -> None:
+    """An index shows the README alone: a relative link or picture would lead nowhere there."""
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        metadata = wheel.read(name).decode()
+    assert f"Project-URL: Source, {ADDRESS}\n" in metadata
+    assert f"Project-URL: Changelog, {ADDRESS}/blob/HEAD/CHANGELOG.md\n" in metadata
+    assert f"]({ADDRESS}/raw/HEAD/docs/pictures/bench-cpu.svg)" in metadata
+    assert f"[Flask]({ADDRESS}/blob/HEAD/docs/frameworks/flask.md)" in metadata
+    assert re.findall(r"\]\((?!https?:|#).*?\)", metadata) == []
 
 
 @pytest.fixture

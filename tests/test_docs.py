@@ -21,6 +21,7 @@ import yaml
 
 from mongosession_wsgi import MongoStore
 from mongosession_wsgi.settings import DRIVER_DEFAULTS, Settings
+from mongosession_wsgi.testing import MemoryStore
 
 from .wsgi import Browser
 
@@ -119,6 +120,31 @@ def test_a_session_has_the_size_that_is_told(
     (info,) = store.sessions()
     assert info.size == size
     assert re.search(rf"\| {size} \|$", (DOCS / "scaling.md").read_text(), re.MULTILINE)
+
+
+def test_each_decision_has_a_number_a_day_and_a_status() -> None:
+    text = (DOCS / "decisions.md").read_text()
+    status = r"\n\n20\d\d-\d\d-\d\d · (?:in force\b|replaced by decision \d+).*\n\n"
+    numbers = re.findall(rf"^## (\d+)\. .+{status}", text, re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, text.count("\n## ") + 1)]
+
+
+def test_the_recipes_do_what_they_say() -> None:
+    recipes: dict[str, Any] = {}
+    (text,) = (it.text for it in blocks(DOCS / "frameworks/wsgi.md") if it.file == "recipes.py")
+    exec(text, recipes)
+    store = MemoryStore()
+    session = store.create()
+    recipes["flash"](session, "Saved")
+    assert recipes["flashed"](session) == ["Saved"]
+    assert recipes["flashed"](session) == []
+    token = recipes["csrf_token"](session)
+    assert token == recipes["csrf_token"](session) != session.token
+    assert not recipes["is_forged"](session, token)
+    for forged in ("", "é", token[:-1], recipes["csrf_token"](store.create())):
+        assert recipes["is_forged"](session, forged)
+    session.login("alice")
+    assert recipes["is_forged"](session, token), "a login changes the token"
 
 
 # What follows runs in the process of a page.

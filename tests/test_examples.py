@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -206,6 +207,41 @@ def test_a_cookie_outlives_the_browser_only_where_the_visitor_is_remembered(url:
         assert alice.cookie is not None
         assert (alice.cookie.expires is not None) == lasts
         assert alice.get().owner == "alice"
+
+
+def sessions_of(client: MongoClient[Any], name: str) -> list[dict[str, Any]]:
+    """Return the stored sessions of an owner, the earliest login first."""
+    return list(client["mongosession_shop"]["sessions"].find({"owner": name}).sort("created_at"))
+
+
+def test_the_form_has_a_box_for_remembering(url: str) -> None:
+    assert '<input type="checkbox" name="remember">' in Browser(url).read("/")[0]
+
+
+def test_a_login_names_the_device_and_says_whether_to_remember_it(
+    url: str, client: MongoClient[Any]
+) -> None:
+    owner = f"alice {secrets.token_hex(4)}"
+    user_agent = "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0"
+    forms: list[dict[str, str]] = [{"remember": "on"}, {}]
+    for form in forms:
+        Browser(url, user_agent=user_agent).post("/login", name=owner, **form)
+    found = sessions_of(client, owner)
+    assert [one["label"] for one in found] == ["Firefox on Linux"] * 2
+    assert [one.get("remember") for one in found] == [True, None]
+    assert not any("device" in one["data"] for one in found)
+
+
+@pytest.mark.parametrize(
+    "said", ["\x9b\xff", "é" * 600, None], ids=["no UTF-8", "too much", "nothing"]
+)
+def test_whatever_a_browser_says_of_itself_its_owner_can_log_in(
+    url: str, client: MongoClient[Any], said: str | None
+) -> None:
+    owner = f"alice {secrets.token_hex(4)}"
+    headers = {} if said is None else {"User-Agent": said}
+    assert post(f"{url}/login", "", headers, name=owner)[0] == 303
+    assert [one["label"] for one in sessions_of(client, owner)] == ["A device"]
 
 
 def test_what_was_added_is_told_once(url: str) -> None:

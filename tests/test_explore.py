@@ -121,9 +121,12 @@ def _deletes_all(server: Planted, _: Any, act: Act) -> Any:
 
 
 def _shows_marks(_: Planted, filter: dict[str, Any], act: Act) -> Any:
-    return [
-        raw if "data" in bson.decode(raw) else _session(filter["_id"], base="base") for raw in act()
-    ]
+    def shown(found: Any) -> Any:
+        is_look = isinstance(found, bytes)
+        is_mark = is_look and "data" not in bson.decode(found)
+        return _session(filter["_id"], base="base") if is_mark else found
+
+    return [shown(found) for found in act()]
 
 
 def _shows_nothing(_: Planted, __: Any, act: Act) -> Any:

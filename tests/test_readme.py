@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from mongosession_wsgi import MongoStore, SessionMiddleware
+from mongosession_wsgi import MongoStore, SessionMiddleware, __version__
 from mongosession_wsgi.settings import Settings
 
 from .wsgi import Browser, Response
 
 README = Path(__file__).parent.parent / "README.md"
+FIRST_PAGES = [README, README.parent / "docs" / "index.md"]
 PAGES = [*README.parent.glob("*.md"), *README.parent.glob("docs/**/*.md")]
 MADE_UP = '{"mongodb_session_db": "myapp"}'
 
@@ -70,6 +71,25 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     written = re.search(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", README.read_text(), re.S)
     assert written is not None
     assert written[1] == settings_table()
+
+
+@pytest.mark.parametrize("page", FIRST_PAGES, ids=lambda page: page.name)
+def test_a_first_page_says_the_version_and_what_most_people_come_for(page: Path) -> None:
+    text = page.read_text()
+    assert f"Version {__version__} · " in text
+    needed = ("| [Flask]", "| [Django]", "ASGI", "FastAPI", "Starlette", "\n## Install\n")
+    places = [text.index(word) for word in needed]
+    assert places == sorted(places)
+    assert places[-1] == text.index("\n## "), "all of it stands before the first heading"
+
+
+def test_the_version_is_that_of_the_changelog_and_of_the_classifier() -> None:
+    changelog = (README.parent / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(\d[^]]*)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert versions[0] == __version__
+    finished = re.fullmatch(r"[1-9]\d*\.\d+\.\d+", __version__) is not None
+    status = "5 - Production/Stable" if finished else "4 - Beta"
+    assert f"Development Status :: {status}\n" in (README.parent / "setup.cfg").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -36,16 +36,25 @@ class TestMongoStore(StoreConformance):
     def make_store(self, settings: dict[str, Any]) -> Callable[[Any], MongoStore]:
         return lambda clock: MongoStore(settings, clock=clock)
 
+    @pytest.fixture
+    def make_limited_store(self, settings: dict[str, Any]) -> Callable[[Any], MongoStore]:
+        return lambda clock: MongoStore(settings | {"session_limit": 2}, clock=clock)
+
 
 class TestMemoryStore(StoreConformance):
     @pytest.fixture
     def make_store(self) -> Callable[[Any], MongoStore]:
         return lambda clock: MemoryStore(clock=clock)
 
+    @pytest.fixture
+    def make_limited_store(self) -> Callable[[Any], MongoStore]:
+        return lambda clock: MemoryStore({"session_limit": 2}, clock=clock)
+
 
 BROKEN = """
 import pytest
 
+from mongosession_wsgi import audit
 from mongosession_wsgi.document import Token
 from mongosession_wsgi.testing import MemoryStore
 from mongosession_wsgi.testing.conformance import StoreConformance
@@ -99,10 +108,68 @@ class Forgetful(MemoryStore):
         return super().revoke_all(owner)
 
 
+class Unremembering(MemoryStore):
+    def flush(self, session):
+        visit = session._visit
+        visit.login = visit.login and visit.login._replace(remember=None)
+        return super().flush(session)
+
+
+class Nameless(MemoryStore):
+    def flush(self, session):
+        visit = session._visit
+        visit.login = visit.login and visit.login._replace(label=None)
+        return super().flush(session)
+
+
+class Crowded(MemoryStore):
+    def __init__(self, settings=None, **more):
+        super().__init__(**more)
+
+
+class Hasty(MemoryStore):
+    def flush(self, session):
+        if session._visit.login:
+            audit.say("login", "not yet", id=session.id, owner=session.owner)
+        return super().flush(session)
+
+
+class Talkative(MemoryStore):
+    def flush(self, session):
+        outcome = super().flush(session)
+        if outcome is Outcome.CREATED:
+            audit.say("login", "with the token", id=session.id, label=session.token)
+        return outcome
+
+
 class Conformance(StoreConformance):
     @pytest.fixture
     def make_store(self):
         return lambda clock: self.broken(clock=clock)
+
+    @pytest.fixture
+    def make_limited_store(self):
+        return lambda clock: self.broken({"session_limit": 2}, clock=clock)
+
+
+class TestUnremembering(Conformance):
+    broken = Unremembering
+
+
+class TestNameless(Conformance):
+    broken = Nameless
+
+
+class TestCrowded(Conformance):
+    broken = Crowded
+
+
+class TestHasty(Conformance):
+    broken = Hasty
+
+
+class TestTalkative(Conformance):
+    broken = Talkative
 
 
 class TestReviving(Conformance):
@@ -148,6 +215,13 @@ def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
         ("Regenerating", "test_a_new_token_ends_the_old_one"),
         ("Regenerating", "test_a_logout_follows_a_new_token"),
         ("Forgetful", "test_an_owners_sessions_are_revoked"),
+        ("Unremembering", "test_a_login_is_remembered_or_not"),
+        ("Unremembering", "test_a_new_token_keeps_label_and_kind"),
+        ("Nameless", "test_a_label_is_stored_beside_the_data"),
+        ("Nameless", "test_the_label_is_that_of_the_last_login"),
+        ("Crowded", "test_logins_beyond_the_limit_end_the_oldest"),
+        ("Hasty", "test_the_audit_log_tells_nothing_of_a_login_that_is_not_stored"),
+        ("Talkative", "test_the_audit_log_tells_of_logins"),
     } <= failed
     assert "error" not in done.stdout.splitlines()[-1]
 

@@ -38,7 +38,7 @@ _READ_AT_A_TIME = 1000
 
 _SESSION = SESSION | {"_id": {"$type": "string"}}
 _SIZE = {"$bsonSize": "$$ROOT"}
-SIZED = {"v": 1, "size": _SIZE}
+SIZED: dict[str, Any] = {"v": 1, "size": _SIZE}
 """A projection with the size of a document."""
 _NAMES = ("owner", "label", "remember", "created_at", "seen_at", "expires_at")
 _OUTLINE = dict.fromkeys(_NAMES, 1) | {"v": 1}

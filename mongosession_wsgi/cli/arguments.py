@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 from unicodedata import category
 
@@ -50,10 +49,14 @@ class _CheckedOption(_Checked, click.Option): ...
 class _CheckedArgument(_Checked, click.Argument): ...
 
 
-option = partial(click.option, cls=_CheckedOption)
-"""`click.option`, for values that must be texts."""
-argument = partial(click.argument, cls=_CheckedArgument)
-"""`click.argument`, for values that must be texts."""
+def option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """Do what `click.option` does, for values that must be texts."""
+    return click.option(*names, cls=_CheckedOption, **attributes)
+
+
+def argument(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """Do what `click.argument` does, for values that must be texts."""
+    return click.argument(*names, cls=_CheckedArgument, **attributes)
 
 
 def as_span(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:

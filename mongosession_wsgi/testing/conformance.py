@@ -10,17 +10,25 @@ import pytest
 from ..store import MongoStore
 from .requests import Clock
 
-pytest.register_assert_rewrite(f"{__package__}.contents", f"{__package__}.overlap")
+for _name in "contents", "logins", "overlap":
+    pytest.register_assert_rewrite(f"{__package__}.{_name}")
 
 from .contents import Contents  # noqa: E402
+from .logins import Logins  # noqa: E402
 from .overlap import Overlap  # noqa: E402
 
 
-class StoreConformance(Contents, Overlap):
+class StoreConformance(Contents, Logins, Overlap):
     """Subclass the suite, and define a fixture `make_store`: a function from a clock to a store.
 
-    The settings are to be the default ones: an idle time of 14 days, a lifetime of 30 days.
+    The settings are to be the default ones: an idle time of 14 days, 30 for a remembered session,
+    and a lifetime of 30 days. A store with `session_limit: 2` comes from a fixture
+    `make_limited_store`; without the fixture, the tests of the limit are skipped.
     """
+
+    @pytest.fixture
+    def make_limited_store(self) -> Callable[[Callable[[], datetime]], MongoStore]:
+        pytest.skip("define make_limited_store, for a store with session_limit: 2")
 
     @pytest.fixture
     def clock(self) -> Clock:

@@ -16,7 +16,7 @@ from .requests import NOW, Clock, at, change, reopened, seen
 VALUES: list[Any] = [None, True, 0, 2**63 - 1, 0.5, "é", b"\0", [1, [2]], {"a": {"$b.c": 1}}]
 VALUES += [NOW, UUID(int=1), bson.ObjectId("0" * 24), bson.Decimal128("1.10")]
 KEYS = ["", "a.b", "$x", "_id", "a\0b", "%2E", "é", "data", "owner"]
-REFUSED = [{1}, object, 2**63, "\ud800", {1: 2}, [{"a": {"b": 1j}}]]
+REFUSED: list[Any] = [{1}, object, 2**63, "\ud800", {1: 2}, [{"a": {"b": 1j}}]]
 
 
 class Contents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from threading import RLock
 from types import SimpleNamespace
@@ -50,11 +51,12 @@ class Client:
     """
 
     def __init__(self) -> None:
-        self.client = self.database = self
-        self.options = SimpleNamespace(timeout=None, direct_connection=False)
-        self.read_concern = SimpleNamespace(level=None)
+        self.client: Client = self
+        self.database: Client = self
+        self.options: SimpleNamespace = SimpleNamespace(timeout=None, direct_connection=False)
+        self.read_concern: SimpleNamespace = SimpleNamespace(level=None)
         self.documents: dict[str, bytes] = {}
-        self.lock = RLock()
+        self.lock: AbstractContextManager[Any] = RLock()
 
     def get_database(self, _: str) -> Client:
         return self
@@ -85,10 +87,11 @@ class Collection:
     """Keep the documents of a client's sessions, and change them by atomic commands."""
 
     def __init__(self, client: Client, name: str, codec_options: CodecOptions[Any]) -> None:
-        self.database = client
-        self.name = self.full_name = name
-        self.codec_options = codec_options
-        self.read_concern = client.read_concern
+        self.database: Client = client
+        self.name: str = name
+        self.full_name: str = name
+        self.codec_options: CodecOptions[Any] = codec_options
+        self.read_concern: SimpleNamespace = client.read_concern
 
     def with_options(self, codec_options: CodecOptions[Any]) -> Any:
         return self.database.get_collection(self.name, codec_options=codec_options)

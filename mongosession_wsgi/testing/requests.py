@@ -17,7 +17,7 @@ class Clock:
     """The time of a test; only the test moves the time."""
 
     def __init__(self, now: datetime = NOW) -> None:
-        self.now = now
+        self.now: datetime = now
 
     def __call__(self) -> datetime:
         return self.now

@@ -504,7 +504,8 @@ def test_it_is_stored_as_every_session_of_ours(
 ) -> None:
     session = saved(tea="Assam", _auth_user_id="7")
     document = stored.find_one()
-    assert set(document) == {"_id", "v", "data", "owner", "created_at", "seen_at", "expires_at"}
+    moments = {"created_at", "seen_at", "expires_at"}
+    assert set(document) == {"_id", "v", "data", "owner", "remember"} | moments
     assert document["_id"] == session.id
     assert document["data"] == {"tea": "Assam", "_auth_user_id": "7"}
     assert session.session_key not in str(document)
@@ -804,13 +805,6 @@ def test_data_of_another_user_is_dropped(browser: Browser, users: list[Any]) -> 
     assert [info.owner for info in mongo_store().sessions()] == [str(users[1].pk)]
 
 
-def test_logging_in_again_changes_nothing(browser: Browser, users: list[Any]) -> None:
-    visit(browser, logs_in(users[0]))
-    before = browser.token
-    visit(browser, logs_in(users[0]))
-    assert browser.token == before
-
-
 def test_a_logout_ends_the_session(browser: Browser, users: list[Any]) -> None:
     visit(browser, logs_in(users[0]))
     before = browser.token
@@ -946,6 +940,94 @@ def test_a_login_has_the_label_that_was_given(browser: Browser, users: list[Any]
     shown = visit(browser, lambda request: request.session.get("tea") or request.session.label)
     assert shown.body == b"Firefox"
     assert [info.label for info in mongo_store().sessions(str(users[0].pk))] == ["Firefox"]
+
+
+def test_who_logs_in_again_has_a_new_key_and_a_new_moment(
+    browser: Browser, users: list[Any], stored: Collection[Any]
+) -> None:
+    """Django changes no key where the same user is logged in; ASVS 7.2.4 asks for a new one."""
+
+    def with_label(request: Any) -> None:
+        request.session.update({"tea": "Assam"})
+        request.session.label = "Firefox"
+        auth.login(request, users[0])
+
+    visit(browser, with_label)
+    old, before = browser.token, browser.cookie
+    an_hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+    stored.update_one({"owner": str(users[0].pk)}, {"$set": {"created_at": an_hour_ago}})
+    moments: list[datetime] = []
+    visit(browser, lambda request: moments.append(request.session.created_at))
+
+    def again(request: Any) -> None:
+        auth.login(request, users[0])
+        moments.append(request.session.created_at)
+
+    visit(browser, again)
+    earlier, later = moments
+    assert abs(earlier - an_hour_ago) < timedelta(seconds=1)
+    assert later > an_hour_ago + timedelta(minutes=59)
+    assert browser.token != old
+    (info,) = mongo_store().sessions(str(users[0].pk))
+    assert (info.data["tea"], info.label) == ("Assam", "Firefox")
+    assert abs(info.created_at - later) < timedelta(seconds=1)
+    assert visit(browser, whoami).body == b"alice"
+    assert visit(Browser(browser.app, before), whoami).body == b"AnonymousUser"
+
+
+def test_two_logins_within_a_minute_are_one(browser: Browser, users: list[Any]) -> None:
+    """Django's own tests ask for it: `test_session_key_flushed_on_login_after_password_change`."""
+    visit(browser, logs_in(users[0]))
+    before = browser.token
+    visit(browser, logs_in(users[0]))
+    assert browser.token == before
+    visit(browser, logs_in(users[1]))
+    assert browser.token != before
+
+
+def test_a_password_changed_in_a_session_is_no_login(browser: Browser, users: list[Any]) -> None:
+    visit(browser, logs_in(users[0]))
+    (before,) = mongo_store().sessions(str(users[0].pk))
+
+    def changes_it(request: Any) -> None:
+        users[0].set_password("swordfish")
+        users[0].save()
+        request.user = users[0]
+        auth.update_session_auth_hash(request, users[0])
+
+    visit(browser, changes_it)
+    (after,) = mongo_store().sessions(str(users[0].pk))
+    assert after.id != before.id
+    assert after.created_at == before.created_at
+    assert visit(browser, whoami).body == b"alice"
+
+
+def test_a_session_that_is_not_saved_has_no_moment() -> None:
+    assert SessionStore().created_at is None
+    assert SessionStore(NOBODYS).created_at is None
+    assert saved(tea="Assam").created_at is not None
+
+
+@pytest.mark.parametrize(
+    ("expiry", "at_browser_close", "remembered"),
+    [(None, False, True), (0, False, False), (None, True, False), (0, True, False)],
+)
+def test_a_login_that_outlives_the_browser_is_a_remembered_one(
+    browser: Browser, users: list[Any], expiry: Any, at_browser_close: bool, remembered: bool
+) -> None:
+    def with_expiry(request: Any) -> None:
+        auth.login(request, users[0])
+        request.session.set_expiry(expiry)
+
+    with override_settings(SESSION_EXPIRE_AT_BROWSER_CLOSE=at_browser_close):
+        visit(browser, puts(tea="Assam"))
+        assert [info.remembered for info in mongo_store().sessions()] == [False], "of nobody"
+        response = visit(browser, with_expiry)
+        assert ("Max-Age" in str(response.cookie)) is remembered
+        shown = visit(browser, lambda request: request.session.remembered)
+        assert shown.body == str(remembered).encode()
+    (info,) = mongo_store().sessions(str(users[0].pk))
+    assert info.remembered is remembered
 
 
 def test_messages_are_kept_until_they_are_read(browser: Browser) -> None:

@@ -1,0 +1,81 @@
+"""The site on a phone: nothing is cut, nothing is broken, and what scrolls to the side shows so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+
+from .test_browser import in_chromium, profile
+
+# To build the site takes a while, though no server.
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+LOOK = """
+const width = document.documentElement.clientWidth;
+const seen = {width, cut: [], broken: [], unshown: []};
+const isScrolled = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX)
+  && element.scrollWidth > element.clientWidth + 1;
+const told = (element) => `${element.tagName}: ${element.textContent.trim().slice(0, 60)}`;
+for (const element of document.querySelectorAll("article *")) {
+  if (isScrolled(element) && getComputedStyle(element).backgroundImage === "none")
+    seen.unshown.push(told(element));
+  const box = element.getBoundingClientRect();
+  if (box.width === 0 || box.right <= width + 1) continue;
+  let around = element.parentElement;
+  while (around.tagName !== "ARTICLE" && !isScrolled(around)) around = around.parentElement;
+  if (around.tagName === "ARTICLE") seen.cut.push(told(element));
+}
+for (const word of document.querySelectorAll("article code .pre, article .sig .pre")) {
+  const range = document.createRange();
+  range.selectNodeContents(word);
+  const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+  if (lines.size > 1) seen.broken.push(word.textContent);
+}
+return seen;
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--quiet", "-b", "html", "docs", folder],
+        cwd=ROOT,
+        check=True,
+    )
+    return folder
+
+
+def look(browser: webdriver.Chrome, page: Path) -> dict[str, Any]:
+    browser.get(page.as_uri())
+    seen: dict[str, Any] = browser.execute_script(LOOK)
+    return seen
+
+
+@in_chromium
+def test_every_page_fits_on_a_phone(site: Path, tmp_path: Path) -> None:
+    right = {"width": PHONE["width"], "cut": [], "broken": [], "unshown": []}
+    with profile(tmp_path) as browser:
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        seen = {str(page.relative_to(site)): look(browser, page) for page in site.rglob("*.html")}
+    assert len(seen) > 30
+    assert {page: found for page, found in seen.items() if found != right} == {}
+
+
+def test_pages_from_outside_of_the_docs_are_on_the_site(site: Path) -> None:
+    for page, words in {
+        "changelog": "Keep a Changelog",
+        "contributing": "See a new test fail once",
+        "reporting": "What to expect",
+        "licence": "Permission is hereby granted",
+    }.items():
+        assert words in (site / f"{page}.html").read_text()
+        assert f'href="{page}.html"' in (site / "index.html").read_text()
