@@ -47,6 +47,10 @@ nitpick_ignore = [("py:class", "mongosession_wsgi.times.Times")]  # For adapters
 
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
+myst_html_meta = {
+    "description lang=en": "Server-side sessions for Flask, Django, Pyramid, Falcon, Bottle and "
+    "any other WSGI application, kept in MongoDB. Not for ASGI, so not for FastAPI and Starlette."
+}
 
 default_role = "code"  # Our docstrings have `this` for code.
 autodoc_typehints_format = "short"

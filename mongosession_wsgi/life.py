@@ -162,11 +162,11 @@ class Life:
                 draft = visit.rebased(record)
                 draft.complete()
                 if type(visit.known) is Nothing:  # A sealed value did not open: left alone.
-                    self._put_back(visit, image)
+                    self._put_back(visit, image, record)
                     return Step(Outcome.ENDED, NOTHING)
                 return self._insert(visit, draft, record)
             except SessionDataError:
-                self._put_back(visit, image)
+                self._put_back(visit, image, record)
                 raise
 
     def end(self, visit: Visit) -> Step:
@@ -326,13 +326,15 @@ class Life:
             version=version,
         )
 
-    def _put_back(self, visit: Visit, image: bytes) -> None:
+    def _put_back(self, visit: Visit, image: bytes, record: Record) -> None:
         """Undo a swap whose successor cannot be stored, unless the session was ended since."""
         mark = document.marked(id_of(visit.token), self._clock()) | {
             "successor": id_of(visit.new_token),
             "ended": {"$exists": False},
         }
         self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
+        if self._limit is not None:  # A login meanwhile did not count the session.
+            self._is_within(self._limit, record, visit.times)
 
     def _after_end(self, visit: Visit) -> Step:
         """Store the keys set since `destroy()` as a new session."""
@@ -381,6 +383,11 @@ class Life:
                 return None
             this = successor
         return None
+
+    def rotated(self, id: str) -> str | None:
+        """Return the id under which a rotation stores the session of `id`, if one took it."""
+        found = self._found(id)
+        return _followed(found, past_logins=False) if type(found) is Mark else None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
         """End the live sessions among `ids`, if they match the conditions; return how many.

@@ -185,7 +185,10 @@ def test_logins_within_a_login(
         for number in range(others):
             scene.clock.advance(seconds=seconds)
             made.append(
-                scene.request(None, lambda s, n=number: (s.login("alice"), s.update(device=f"{n}")))
+                scene.request(
+                    None,
+                    lambda s, n=number: (s.login("alice"), s.update(device=f"{n}")),  # type: ignore[misc]
+                )
             )
 
     scene.clock.advance(seconds=1)

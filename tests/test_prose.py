@@ -71,6 +71,7 @@ def test_too_much_is_told_and_where(
     (tmp_path / "one.py").write_text('"""What it is that one of these is."""\n')
     (tmp_path / "two.py").write_text(f'"""{"word " * 20}"""\n')
     monkeypatch.setattr(prose, "PACKAGE", tmp_path)
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
     assert prose.main([]) == 1
     assert "The worst: one.py (62.5), two.py (0.0)" in capsys.readouterr().out
     assert prose.main([str(tmp_path / "one.py")]) == 0
@@ -78,6 +79,23 @@ def test_too_much_is_told_and_where(
     (tmp_path / "one.py").unlink()
     assert prose.main([]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_each_page_has_the_bound_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    good, bad = tmp_path / "README.md", tmp_path / "docs" / "bad.md"
+    good.write_text("word " * 1000)
+    bad.write_text("# Bad\n\nOne `it` is\nwhat it is.\n\n```text\nthat\n```\n\nNothing here.\n")
+    monkeypatch.setattr(prose, "PACKAGE", tmp_path)
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    assert prose.main([]) == 1
+    assert "37.5 of 100 words in docs/bad.md point at" in capsys.readouterr().out
+    assert prose.main([str(bad)]) == 0
+    assert capsys.readouterr().out == "3: 3 of 5: One is what it is.\n"
+    monkeypatch.setitem(prose.WORSE, "docs/bad.md", 40)
+    assert prose.main([]) == 0
 
 
 def test_the_prose_of_the_package_names_its_subjects(
