@@ -145,7 +145,7 @@ class Administration:
     def count_ids(self, ids: Sequence[str]) -> int:
         """Return how many of these ids are of sessions that live, if by now under a new id."""
         among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
-        return self._counted(among | document.OURS | live | {"ended": {"$ne": True}})
+        return self._counted(among | document.OURS | live | {"ended": {"$exists": False}})
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""
