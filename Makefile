@@ -12,7 +12,7 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore mutants faults fuzz load clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore mutants faults fuzz load soak clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,7 @@ check: $(INSTALLED)  ## lint, formatting, types, security lint, the import graph
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/bandit --quiet --recursive --severity-level medium mongosession_wsgi
 	$(BIN)/python -m pytest -q tests/test_structure.py
 	$(BIN)/python -m tests.prose
@@ -72,6 +73,9 @@ faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print 
 
 load: $(INSTALLED)  ## load every kind of server and worker (REQUESTS=10000)
 	@$(BIN)/python -m tests.load --requests $(or $(REQUESTS),10000)
+
+soak: $(INSTALLED)  ## send very many requests through one process, and see that nothing grows (N=1000000, SERVER=java or none)
+	@$(BIN)/python -m tests.soak --requests $(or $(N),1000000) $(if $(SERVER),--server $(SERVER))
 
 fuzz: $(INSTALLED)  ## throw cookies at the middleware (N=1000000)
 	@$(BIN)/python -m tests.fuzz --examples $(or $(N),1000000)

@@ -14,13 +14,14 @@ from flask.signals import got_request_exception
 from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
+from .document import Record
 from .errors import SettingsError, StoreError
 from .exchange import RETRY_AFTER, Exchange, beside
 from .session import visit_of
 from .settings import LONGEST_COOKIE, Settings, span
 from .store import MongoStore, Store
 from .times import Times
-from .visit import NOTHING, Failure, Outcome, State, Visit
+from .visit import NOTHING, Failure, NotLooked, Outcome, State, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -125,7 +126,7 @@ class FlaskExchanges:
 class FlaskExchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
-    __slots__ = ("_changes_kind", "_of")
+    __slots__ = ("_changes_kind", "_of", "_says_unseen")
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
@@ -139,6 +140,7 @@ class FlaskExchange(Exchange):
             if visit.kind is None and visit.draft.data.get("_permanent"):
                 visit.idle_as(True)  # Version 1 stored permanent sessions without a kind.
             self._changes_kind = visit.changes_times
+            self._says_unseen = visit.remember is not None and type(visit.known) is NotLooked
         super().commit(status)
         # A change moves the expiry, also where the stored session was not due for a renewal.
         if self._set_cookie is None and visit.changed and visit.state is State.OPEN:
@@ -149,7 +151,9 @@ class FlaskExchange(Exchange):
         visit, of = self.visit, self._of
         if outcome is Outcome.RENEWED:
             # The write was acknowledged, which proves the token to be still good.
-            if visit.kind is not True and not self._changes_kind:
+            # A write without a look fails for another kind of session, and a look follows.
+            is_other = self._says_unseen and type(visit.known) is Record
+            if visit.kind is not True and not self._changes_kind and not is_other:
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -15,6 +15,9 @@ from .session import Session, visit_of
 from .visit import Failure, State
 
 __all__ = ["SessionStore", "mongo_store"]
+
+_SAME_LOGIN = timedelta(minutes=1)
+"""Two logins by a user within this time are a double click: the key stays, as in Django."""
 
 
 class SessionStore(SessionBase):
@@ -66,8 +69,7 @@ class SessionStore(SessionBase):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
         if key == SESSION_KEY:
-            # A login, also again by the same user. The receivers of Django's signal may ask for
-            # the new key.
+            # A login. The receivers of Django's signal may ask for the new key.
             self._logs_in = True
             self._write()
 
@@ -144,16 +146,23 @@ class SessionStore(SessionBase):
         if not self._found():
             self._stored = mongo_store().create() if self.is_empty() else self._opened(None)
             self.modified = True
-        if self.owner is not None and (self._logs_in or self.owner != self._stored.owner):
-            self._logs_in = False
+        if (owner := self.owner) is not None and self._is_login(owner):
             self._take_up()
-            self._stored.login(self.owner, label=self.label)
+            self._stored.login(owner, label=self.label)
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
         visit_of(session).live_until(moment, self._kind())
         mongo_store().flush(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
+
+    def _is_login(self, owner: str) -> bool:
+        """Say whether to log in: another user, or the same user again after some time."""
+        logs_in, self._logs_in = self._logs_in, False
+        if owner != self._stored.owner:
+            return True
+        since = self._stored.created_at
+        return logs_in and since is not None and datetime.now(timezone.utc) - since > _SAME_LOGIN
 
     def _kind(self) -> bool | None:
         """Return the kind of idle time (see `Record.remember`), by Django's words for it."""

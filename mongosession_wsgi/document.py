@@ -58,9 +58,9 @@ _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
 _UNLIKE_STORED = _NESTED | {Int64}
 """The types that the driver decodes to other values than the application stored."""
-_AS_THEY_ARE = frozenset(_SCALAR) - {int, str}
 _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
 """The types with values that the driver encodes but cannot decode, such as a short UUID."""
+_AS_THEY_ARE = frozenset(_SCALAR) - {int, str} - frozenset(_MAY_BE_UNREADABLE)
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TO_ESCAPE = re.compile(r"\A\$|[%.\0]")
@@ -422,7 +422,7 @@ def _all_but(kept: set[str]) -> dict[str, Any]:
 
 def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[str, Any]:
     if seal is not None:
-        return {prefix + seal.name(key): seal.value(key, value) for key, value in values.items()}
+        return seal.fields(values, prefix)
     # Most keys are identifiers; other keys may need escaping.
     return {
         prefix + (key if key.isidentifier() else escape(key)): value
@@ -469,6 +469,9 @@ class _Walk:
         kind = type(value)
         if kind in _AS_THEY_ARE:
             return value
+        if isinstance(value, _MAY_BE_UNREADABLE):
+            self._check_readable(value, path, depth)
+            return value
         if isinstance(value, str):
             if not value.isascii():
                 _check_text(value, path)
@@ -479,9 +482,6 @@ class _Walk:
             return value
         if isinstance(value, dict | list | tuple):
             return self._container(value, path, depth)
-        if isinstance(value, _MAY_BE_UNREADABLE):
-            _check_readable(value, path)
-            return value
         if isinstance(value, _SCALAR):
             return value
         if _is_lazy_text(value):
@@ -489,6 +489,19 @@ class _Walk:
         raise SessionDataError(
             f"{_shown(path)}: a session cannot hold a {kind.__name__}; {_instead_of(value)}"
         )
+
+    def _check_readable(self, value: Any, path: _Path, depth: int) -> None:
+        """Refuse a value that nobody could read again, and the like within a value."""
+        within = getattr(value, "scope", None) or {}
+        if isinstance(value, DBRef):
+            within = value.as_doc()
+        self.form(dict(within), path, depth)
+        try:
+            bson.decode(bson.encode({"": value}, codec_options=CODEC), CODEC)
+        except _REFUSALS as error:
+            raise SessionDataError(
+                f"{_shown(path)}: this {type(value).__name__} could be stored but not read again"
+            ) from error
 
     def _container(self, value: Any, path: _Path, depth: int) -> Any:
         before, found = self._size, self._known.get(id(value), self)
@@ -534,15 +547,6 @@ def _is_lazy_text(value: Any) -> bool:
     """
     is_class = isinstance(value, type)
     return hasattr(value, "casefold") and not hasattr(value, "casefold_") and not is_class
-
-
-def _check_readable(value: Any, path: _Path) -> None:
-    try:
-        bson.decode(bson.encode({"": value}, codec_options=CODEC), CODEC)
-    except _REFUSALS as error:
-        raise SessionDataError(
-            f"{_shown(path)}: this {type(value).__name__} could be stored but not read again"
-        ) from error
 
 
 _INSTEAD = (

@@ -79,6 +79,11 @@ REMEDIES = (
     ),
     Remedy("This process can have no more memory", types=(MemoryError,)),
     Remedy(
+        "This process, or this machine, can have no more open files; raise the limit (ulimit -n), "
+        "and look what keeps so many open",
+        "Too many open files",
+    ),
+    Remedy(
         "The user name or the password has a character that no login may have, as a password that "
         "ends in a newline; check mongodb_username and mongodb_password, and the file they are in",
         "SASLprep",
@@ -90,6 +95,12 @@ REMEDIES = (
     Remedy(
         "The kind of login that is set (authMechanism) needs another package; install it",
         "kerberos|pymongo-auth-aws|must be installed",
+    ),
+    Remedy(
+        "This machine has no token for the kind of login that is set (authMechanism); check "
+        "mongodb_auth_mechanism_properties, and that the application runs where tokens are handed "
+        "out",
+        "access token|serviceaccount/token|token file|MONGODB-OIDC requires",
     ),
     Remedy(
         "The name of the server was not looked up in time; check mongodb_host, and that the name "
@@ -170,6 +181,15 @@ REMEDIES = (
         "A unique index that is not ours refuses this session; drop it, or give sessions a "
         "collection of their own (mongodb_session_coll)",
         codes=_codes(11000),
+    ),
+    Remedy(
+        "A rule of the collection for its documents (a validator), which is not ours, refuses this "
+        "session; remove it, or give sessions a collection of their own (mongodb_session_coll)",
+        codes=_codes(121),
+    ),
+    Remedy(
+        "The collection is a view, which takes no writes; name another as mongodb_session_coll",
+        codes=_codes(166),
     ),
     Remedy(
         "MongoDB takes no more requests at the moment (it throttles); let it have more throughput "

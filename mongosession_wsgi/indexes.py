@@ -146,13 +146,15 @@ def ensure(documents: Collection[Any]) -> None:
 def does_the_same(listed: Listed, field: str) -> bool:
     """Say whether an index is equivalent to ours on a field.
 
-    So are an index of the same options, whatever its name, and the TTL index of version 1.
+    So are an index of the same options, whatever its name, and the TTL index of version 1. MongoDB
+    deletes by a hidden TTL index too, and finds an owner's sessions by an index without the
+    documents that have no owner.
     """
     if list(listed["key"].items()) != [(field, 1)]:
         return False
-    return _options_of(listed) == INDEXES[field] or (
-        field == "expires_at" and is_over_all_documents(listed)
-    )
+    options = _options_of(listed)
+    options.pop("hidden" if field == "expires_at" else "sparse", None)
+    return options == INDEXES[field] or (field == "expires_at" and is_over_all_documents(listed))
 
 
 def is_over_all_documents(listed: Listed) -> bool:

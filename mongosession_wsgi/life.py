@@ -161,11 +161,11 @@ class Life:
                 draft = visit.rebased(record)
                 draft.complete()
                 if type(visit.known) is Nothing:  # A sealed value did not open: left alone.
-                    self._put_back(visit, image)
+                    self._put_back(visit, image, record)
                     return Step(Outcome.ENDED, NOTHING)
                 return self._insert(visit, draft, record)
             except SessionDataError:
-                self._put_back(visit, image)
+                self._put_back(visit, image, record)
                 raise
 
     def end(self, visit: Visit) -> Step:
@@ -325,13 +325,15 @@ class Life:
             version=version,
         )
 
-    def _put_back(self, visit: Visit, image: bytes) -> None:
+    def _put_back(self, visit: Visit, image: bytes, record: Record) -> None:
         """Undo a swap whose successor cannot be stored, unless the session was ended since."""
         mark = document.marked(id_of(visit.token), self._clock()) | {
             "successor": id_of(visit.new_token),
             "ended": {"$exists": False},
         }
         self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
+        if self._limit is not None:  # A login meanwhile did not count the session.
+            self._is_within(self._limit, record, visit.times)
 
     def _after_end(self, visit: Visit) -> Step:
         """Store the keys set since `destroy()` as a new session."""
@@ -379,6 +381,11 @@ class Life:
                 return None
             this = successor
         return None
+
+    def rotated(self, id: str) -> str | None:
+        """Return the id under which a rotation stores the session of `id`, if one took it."""
+        found = self._found(id)
+        return _followed(found, past_logins=False) if type(found) is Mark else None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
         """End the live sessions among `ids`, if they match the conditions; return how many.
@@ -455,11 +462,21 @@ class Life:
 
     def _forestall(self, id: str) -> bool:
         """Keep a session from being stored; False for an id already taken."""
-        tombstone = RawBSONDocument(document.tombstone(id, self._clock()))
-        return self._sessions.attempt(lambda them: insert(them, tombstone))
+        tombstone, tries = RawBSONDocument(document.tombstone(id, self._clock())), 0
+
+        def put(them: Documents) -> bool:
+            nonlocal tries
+            tries += 1
+            return insert(them, tombstone)
+
+        if self._sessions.attempt(put):
+            return True
+        there = self._found(id) if tries > 1 else None
+        # The tombstone that a second try finds is the first try's, whose answer is lost.
+        return type(there) is Mark and there.successor is None
 
     def _is_within(self, limit: int, record: Record, times: Times) -> bool:
-        """End an owner's oldest logins beyond the limit; say whether `record` is not among them.
+        """End an owner's oldest logins beyond the limit; say whether `record` lives on.
 
         Each login counts after its insert, so the last of several at once counts all of them. Each
         rotation counts too, because its session was for a moment stored nowhere.
@@ -473,7 +490,8 @@ class Life:
         count = self.end_all(excess)
         if count:
             audit.say("limit", "sessions ended by session_limit", owner=record.owner, count=count)
-        return record.id not in excess
+        # Another login may have ended it already, before this one has looked.
+        return any(one.id == record.id for one in logins[:limit])
 
     # Looking.
 

@@ -11,6 +11,7 @@ import hmac
 import os
 import struct
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from typing import Any
 
 import bson
@@ -42,11 +43,14 @@ class Seal:
         digest = hmac.digest(self._name_key, key.encode(), "sha256")[:_NAME]
         return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
-    def value(self, key: str, stored: Any) -> bytes:
-        """Seal a value in stored form, together with the key."""
-        plain = bson.encode({document.escape(key): stored}, codec_options=document.CODEC)
-        nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, plain, self.name(key).encode())
+    def fields(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, bytes]:
+        """Seal values in stored form; return the sealed values by their stored names."""
+        encrypt, sealed = self._cipher.encrypt, dict[str, bytes]()
+        for key, stored in values.items():
+            name, nonce = self.name(key), os.urandom(_NONCE)
+            plain = bson.encode({document.escape(key): stored}, codec_options=document.CODEC)
+            sealed[prefix + name] = nonce + encrypt(nonce, plain, name.encode())
+        return sealed
 
     def open(self, sealed: dict[str, bytes]) -> dict[str, Any] | None:
         """Open values by their stored names, all at once, and return the values by their keys.

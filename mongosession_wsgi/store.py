@@ -238,7 +238,7 @@ class MongoStore:
         life = self._life
         found = list(life.of_owner(owner))
         marks = {one.id: one for one in found if isinstance(one, Mark)}
-        kept = _followed(keep, marks)
+        kept = self._kept(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
         count = sum(map(life.end_all, _batches(live)))
         moving = _loose_ends(marks, kept, found)
@@ -246,20 +246,23 @@ class MongoStore:
             moving += chain.from_iterable(map(life.moved, _batches(live)))
         return count + sum(life.end_chain(id_) or 0 for id_ in moving)
 
+    def _kept(self, keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
+        """Return the ids of the kept session, before and after rotations.
+
+        A server may read an owner's sessions at more than one moment, and show a kept session both
+        before and after a rotation. So a look follows, for a mark that is not among those found.
+        """
+        kept: set[str | None] = {None}
+        # A login proves anew who somebody is, and its session is another.
+        rotations = {id_: mark.successor for id_, mark in marks.items() if not mark.by_login}
+        while keep is not None and keep not in kept:
+            kept.add(keep)
+            keep = rotations[keep] if keep in rotations else self._life.rotated(keep)
+        return kept
+
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[first : first + AT_A_TIME] for first in range(0, len(ids), AT_A_TIME))
-
-
-def _followed(keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
-    """Return the ids of the kept session, before and after rotations."""
-    kept = {keep}
-    # A login proves anew who somebody is, and its session is another.
-    rotations = {id_: mark.successor for id_, mark in marks.items() if not mark.by_login}
-    while keep is not None and keep in rotations and rotations[keep] not in kept:
-        keep = rotations[keep]
-        kept.add(keep)
-    return kept
 
 
 def _loose_ends(

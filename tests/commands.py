@@ -24,7 +24,8 @@ class Recorder(monitoring.CommandListener):
     @contextmanager
     def request(self) -> Iterator[list[monitoring.CommandStartedEvent]]:
         """Collect the commands of a request; those that make indexes are left out."""
-        self._request.commands = commands = []
+        commands: list[monitoring.CommandStartedEvent] = []
+        self._request.commands = commands
         try:
             yield commands
         finally:

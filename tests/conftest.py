@@ -25,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
         measure_no_more()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests marked `also_sealed` twice; the sessions of the second run are sealed."""
+    if metafunc.definition.get_closest_marker("also_sealed"):
+        metafunc.parametrize("is_sealed", [False, True], ids=["plain", "sealed"])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need a server, for `make quick` to leave them out."""
     for item in items:
@@ -48,6 +54,7 @@ def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
     """A client for looking at what is stored, apart from those that are tested."""
+    client: MongoClient[Any]
     with MongoClient(mongodb_uri, tz_aware=True) as client:
         yield client
 
@@ -67,8 +74,13 @@ def stored(client: MongoClient[Any], database: str) -> Collection[Any]:
 
 
 @pytest.fixture
-def settings(mongodb_uri: str, database: str) -> dict[str, Any]:
-    sealed = {"session_sealed": True} if os.environ.get("MONGOSESSION_SEALED") else {}
+def is_sealed() -> bool:
+    return False
+
+
+@pytest.fixture
+def settings(mongodb_uri: str, database: str, is_sealed: bool) -> dict[str, Any]:
+    sealed = {"session_sealed": "true"} if is_sealed else {}
     return {"mongodb_host": mongodb_uri, "mongodb_session_db": database} | sealed
 
 

@@ -137,7 +137,7 @@ class EmptyStore(MongoStore):
         self.asked: list[str] = []
 
     def open(self, token: str | None, times: Times | None = None) -> Session:
-        return Session(Visit(token, self._look, times or self._times))
+        return Session(Visit(token, self._look, times or self._times()))
 
     def _look(self, visit: Visit) -> Known:
         self.asked.append(str(visit.token))
@@ -336,7 +336,9 @@ def table(rows: list[Row], grown: list[Growth], *, is_coloured: bool = False) ->
         return f"\033[{31 if is_fault else 32}m{cell}\033[0m" if is_coloured else cell
 
     heads = ["headers", "tokens", "middleware", *(fault.value for fault in Fault)]
-    first = max(len(one.tried) for one in (*rows, *grown))
+    first = max(
+        len(tried) for tried in [*(row.tried for row in rows), *(one.tried for one in grown)]
+    )
     lines = [f"{'tried':{first}}  " + "  ".join(f"{head:>10}" for head in heads)]
     for row in rows:
         cells = [f"{count:>10,}" for count in (row.headers, row.tokens, row.middleware)]

@@ -890,11 +890,12 @@ def race(track: Track, stories: list[Story], rounds: int, *, is_watched: bool = 
 @contextmanager
 def patient() -> Iterator[None]:
     """Have a login wait for another one that is under way, however slow the machine is."""
-    waits, life._WAITS = life._WAITS, PATIENCE
+    commits: Any = life
+    waits, commits._WAITS = life._WAITS, PATIENCE
     try:
         yield
     finally:
-        life._WAITS = waits
+        commits._WAITS = waits
 
 
 def table(rows: list[Row], *, is_coloured: bool = False) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.collection import Collection
 
-from mongosession_wsgi import StoreError
+from mongosession_wsgi import MongoStore, StoreError
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.testing.requests import Clock
 
@@ -295,6 +296,51 @@ def test_it_is_silent_unless_it_is_asked_for(
     finally:
         logging.getLogger(NAME).removeHandler(handler)
     assert handler.records == caplog.records == []
+
+
+def test_each_line_is_true_in_the_database_when_it_is_said(
+    settings: dict[str, Any], stored: Collection[Any]
+) -> None:
+    """Another client looks at the real server at the moment of each line."""
+    seen: list[tuple[str, list[str]]] = []
+
+    class Looks(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            owned = stored.find({"owner": "alice"}, sort=[("created_at", 1)])
+            live = [one["_id"] for one in owned if "data" in one]
+            seen.append((vars(record)["session_event"], live))
+
+    logger, handler = logging.getLogger(NAME), Looks()
+    store = MongoStore(settings | {"session_limit": 2})
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        sessions = [store.open(None) for _ in range(3)]
+        for session in sessions:
+            session.login("alice")
+            store.flush(session)
+        ids = [session.id for session in sessions]
+        sessions[1].regenerate()
+        store.flush(sessions[1])
+        moved = sessions[1].id
+        store.destroy(sessions[1])
+        store.revoke(str(ids[2]))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        store.close()
+    assert [event for event, _ in seen] == [
+        *("login", "login", "login", "limit", "regenerate", "logout", "revoke")
+    ]
+    assert [{*live} for _, live in seen] == [
+        {ids[0]},
+        {ids[0], ids[1]},
+        {ids[0], ids[1], ids[2]},
+        {ids[1], ids[2]},
+        {moved, ids[2]},
+        {ids[2]},
+        set(),
+    ]
 
 
 # What a visitor wrote.

@@ -282,9 +282,9 @@ def test_a_ctrl_c_just_before_the_wait_for_an_answer_ends_the_wait(
     here, there = os.pipe()
     ready: list[Any] = []
 
-    def select_late(*arguments: Any) -> None:
+    def select_late(reading: Any, writing: Any, failing: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        ready.extend(select(*arguments, 60)[0])
+        ready.extend(select(reading, writing, failing, 60)[0])
         os.write(there, b"y\n")
 
     with os.fdopen(here) as stdin:

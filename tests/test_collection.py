@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import bson
 import dns.resolver
@@ -611,6 +612,28 @@ def test_each_cause_has_its_text(
     assert isinstance(error.__cause__, PyMongoError)
 
 
+def test_no_more_files_can_be_opened(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    collection = made("localhost:1", timeout_ms=SOON)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    error = failure_of(lambda: collection.attempt(look))
+    monkeypatch.undo()
+    assert "no more open files" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Failed to acquire IMDS access token: <urlopen error timed out>"),
+        FileNotFoundError(2, "No such file", "/var/run/secrets/kubernetes.io/serviceaccount/token"),
+    ],
+)
+def test_no_token_is_to_be_had(error: Exception) -> None:
+    assert "mongodb_auth_mechanism_properties" in explained(error)
+
+
 def test_nothing_listens(made: Made) -> None:
     with listening(stay_silent) as port:
         pass
@@ -627,6 +650,8 @@ def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str
 
 CODES = {
     13: "grant it readWrite",
+    121: "a validator",
+    166: "is a view",
     16500: "throttles",
     8000: "plan of this MongoDB",
     301: "mongodb_retry_writes: false",
@@ -809,8 +834,8 @@ def test_a_timeout_of_the_applications_own_is_not_made_longer(
     collection.attempt(look)
     proxy.silent()
     with pymongo.timeout(SOON / 1000), collection.deadline(time.monotonic()):
-        error = failure_of(lambda: collection.attempt(look))
-    assert error.__cause__.timeout
+        cause: Any = failure_of(lambda: collection.attempt(look)).__cause__
+    assert cause.timeout
 
 
 def test_what_has_taken_time_before_is_counted(made: Made, proxy: Proxy) -> None:
@@ -819,8 +844,8 @@ def test_what_has_taken_time_before_is_counted(made: Made, proxy: Proxy) -> None
     collection.attempt(look)
     proxy.silent()
     with collection.deadline(time.monotonic() - 2 * hours / 1000):
-        error = failure_of(lambda: collection.attempt(look))
-    assert error.__cause__.timeout
+        cause: Any = failure_of(lambda: collection.attempt(look)).__cause__
+    assert cause.timeout
 
 
 def test_idle_connections_that_were_cut_cost_nobody_an_error(made: Made, proxy: Proxy) -> None:
@@ -860,7 +885,9 @@ def test_a_refusal_in_words_of_its_own_of_what_is_too_large(made: Made, proxy: P
         (10334, 0, SessionDataError),
     ):
         proxy.rewrite(
-            lambda command, ask, code=code: a_failure(code) if "update" in command else ask()
+            lambda command, ask, code=code: (  # type: ignore[misc]
+                a_failure(code) if "update" in command else ask()
+            )
         )
         with pytest.raises(expected):
             collection.attempt(update, size)

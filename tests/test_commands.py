@@ -75,6 +75,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.also_sealed
 def test_a_request_costs_the_commands_of_the_table(
     settings: dict[str, Any], store: MongoStore, client: MongoClient[Any]
 ) -> None:

@@ -79,7 +79,8 @@ def test_two_keys_are_never_the_same_name() -> None:
         b"", b"\xff\0", UTC_NOON, UUID(int=7), [], {}, [None, [1, {"a": []}]], {"a": {"b": {}}},
         bson.ObjectId("0" * 24), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
         bson.Regex("a", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("f()"),
-        DBRef("coll", 1), {"$ref": "not a DBRef", "$id": 1},
+        bson.Code("f()", {"a": [1]}), DBRef("coll", 1, "db", more=[{"a": 1}]),
+        {"$ref": "not a DBRef", "$id": 1},
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
@@ -168,6 +169,13 @@ NOT_HELD = [
     (RECURSIVE, "90"),
     (nested(91), "90"),
     (datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))), "range"),
+    (bson.Binary(b"x", 4), "read again"),
+    (bson.Code("f()", {"a": bson.Binary(b"x", 4)}), "read again"),
+    (DBRef("coll", bson.Binary(b"x", 4)), "read again"),
+    (DBRef("coll", 1, more=[bson.Binary(b"x", 4)]), "read again"),
+    (DBRef("coll", {1}), "set"),
+    (DBRef("coll", nested(90)), "90"),
+    (bson.Code("f()", {"a": nested(90)}), "90"),
 ]
 
 

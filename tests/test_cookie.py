@@ -28,7 +28,7 @@ def policy_of(settings: Mapping[str, Any] | None = None) -> CookiePolicy:
     return CookiePolicy(Settings.parse(settings or {}))
 
 
-def cookie_of(settings: Mapping[str, Any] | None = None, **environ: Any) -> Cookie:
+def cookie_of(settings: Mapping[str, Any] | None = None, /, **environ: Any) -> Cookie:
     return policy_of(settings).cookie_for(environ_of(**environ))
 
 

@@ -170,8 +170,7 @@ def test_what_a_login_left_behind_is_not_removed_once_more() -> None:
 
 def sealed(data: dict[str, Any], spoil: Callable[[], None] = lambda: None) -> Draft:
     """Return the draft of a request that has loaded these data, sealed."""
-    values = {SEAL.name(key): SEAL.value(key, value) for key, value in data.items()}
-    return Draft().rebased(SealedData(values, SEAL, spoil), replaces=False)
+    return Draft().rebased(SealedData(SEAL.fields(data), SEAL, spoil), replaces=False)
 
 
 def test_a_sealed_value_is_opened_when_it_is_asked_for() -> None:
@@ -207,7 +206,7 @@ def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
 def test_a_value_that_does_not_open_spoils_the_session() -> None:
     spoilt: list[bool] = []
     draft = sealed({"a": 1, "b": 2}, lambda: spoilt.append(True))
-    draft._sealed[SEAL.name("a")] = SEAL.value("b", 2)  # type: ignore[index]
+    draft._sealed[SEAL.name("a")] = SEAL.fields({"b": 2})[SEAL.name("b")]  # type: ignore[index]
     with pytest.raises(KeyError):
         draft.get("a")
     assert spoilt == [True]
@@ -378,11 +377,10 @@ class SealedModel(Model):
     """The same, where MongoDB holds the data of a sealed session."""
 
     def found(self) -> dict[str, Any]:
-        sealed = {
-            SEAL.name(key): SEAL.value(key, document.form(key, value))
-            for key, value in self.stored.items()
-        }
-        return SealedData(sealed, SEAL, spoil=lambda: pytest.fail("a value does not open"))
+        forms = {key: document.form(key, value) for key, value in self.stored.items()}
+        return SealedData(
+            SEAL.fields(forms), SEAL, spoil=lambda: pytest.fail("a value does not open")
+        )
 
 
 RUNS = settings(max_examples=60, stateful_step_count=25, deadline=None, report_multiple_bugs=False)

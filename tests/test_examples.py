@@ -92,7 +92,7 @@ def address_in(log: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 def post(
-    url: str, token: str, headers: Mapping[str, str] | None = None, **form: str
+    url: str, token: str, headers: Mapping[str, str] | None = None, /, **form: str
 ) -> tuple[int, HTTPMessage]:
     """Send a form by hand; return the answer's status and headers, wherever it leads to."""
     address = urlsplit(url)

@@ -21,6 +21,7 @@ from .explore.engine import MONGODB, Server, in_place_of
 from .explore.exploring import Explorer, quietly
 from .explore.history import History, Views
 from .explore.orders import Orders, Scene, orders
+from .explore.scenes import engines
 from .explore.script import Kind, Play
 from .explore.verdict import PROMISES
 from .explore.world import World
@@ -43,6 +44,24 @@ def test_every_order_of_two_requests_keeps_the_promises(engine: str) -> None:
     assert not stories, "\n\n".join(stories.values())
     assert row["orders"] > 15_000
     assert done.returncode == bool(row["broken"])
+
+
+MET_BEFORE = [
+    # A repeated revocation took a session that had moved meanwhile for one that it had ended.
+    ("mongodb", Scene("member", ("rotate", "revoke all"), ("new", "new"), faulty=True)),
+    # A list that was read at two moments showed the kept session under both of its ids.
+    ("yielding", Scene("member", ("rotate", "revoke others"), ("new", "new"))),
+    # Nobody counted a session that was put back after a rotation in vain.
+    ("limited", Scene("rotated", ("read+login", "spoil+rotate"), ("old", "new"))),
+]
+
+
+@pytest.mark.parametrize(("engine", "scene"), MET_BEFORE, ids=str)
+def test_a_meeting_that_broke_a_promise_once_keeps_it_now(engine: str, scene: Scene) -> None:
+    manner, settings = engines()[engine]
+    report = Explorer(World(Server(manner), settings)).explore([scene])
+    assert [finding.story for finding in report.broken.values()] == []
+    assert report.orders
 
 
 # Faults that are planted.

@@ -15,6 +15,8 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
 from mongosession_wsgi import MongoStore, StoreError, indexes
+from mongosession_wsgi.cli import judging
+from mongosession_wsgi.cli.verdicts import Verdict
 from mongosession_wsgi.collection import SessionCollection
 from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.indexes import INDEXES, OURS, does_the_same
@@ -99,7 +101,11 @@ def test_the_ttl_index_is_of_all_that_is_ours_and_of_nothing_else(
         ({"key": {"expires_at": 1}, "name": "x"}, "expires_at", False),
         ({"key": {"owner": 1}, "name": "x"}, "owner", True),
         ({"key": {"owner": 1}, "name": "x", "unique": True}, "owner", False),
-        ({"key": {"owner": 1}, "name": "x", "sparse": True}, "owner", False),
+        ({"key": {"owner": 1}, "name": "x", "sparse": True}, "owner", True),
+        ({"key": {"owner": 1}, "name": "x", "sparse": True, "unique": True}, "owner", False),
+        ({"key": {"owner": 1}, "name": "x", "hidden": True}, "owner", False),
+        (LISTED | {"hidden": True}, "expires_at", True),
+        (LISTED | {"sparse": True}, "expires_at", False),
         ({"key": {"owner": "hashed"}, "name": "x"}, "owner", False),
     ],
     ids=str,
@@ -121,6 +127,21 @@ def test_an_index_of_another_name_counts(
     assert found[field]["name"] == "by_hand"
     assert found.keys() == {"_id", *INDEXES}
     assert len(list(stored.list_indexes())) == 3
+    assert caplog.text == ""
+
+
+def test_what_check_is_content_with_is_not_in_the_way(
+    made: Made,  # noqa: F811
+    stored: Collection[Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stored.create_index("owner", sparse=True)
+    assert [verdict for verdict, _ in judging.on_owner([*stored.list_indexes()], str)] == [
+        Verdict.GOOD
+    ]
+    made().ensure_indexes()
+    assert on(stored).keys() == {"_id", *INDEXES}
+    assert passed(made()) is not None
     assert caplog.text == ""
 
 

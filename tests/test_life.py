@@ -653,7 +653,7 @@ def test_a_logout_follows_the_same_owners_login_and_no_other(scene: Scene) -> No
             session = scene.store.open(token)
             if put_first:
                 len(session)
-            scene.request(token, lambda other, owner=second: other.login(owner))
+            scene.request(token, lambda other, owner=second: other.login(owner))  # type: ignore[misc]
             session.destroy()
             outcome = scene.store.flush(session)
             assert outcome is (Outcome.DESTROYED if ends else Outcome.ENDED)

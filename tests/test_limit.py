@@ -185,7 +185,10 @@ def test_logins_within_a_login(
         for number in range(others):
             scene.clock.advance(seconds=seconds)
             made.append(
-                scene.request(None, lambda s, n=number: (s.login("alice"), s.update(device=f"{n}")))
+                scene.request(
+                    None,
+                    lambda s, n=number: (s.login("alice"), s.update(device=f"{n}")),  # type: ignore[misc]
+                )
             )
 
     scene.clock.advance(seconds=1)
@@ -198,9 +201,9 @@ def test_logins_within_a_login(
     assert len(live) == 2
     assert not any(scene.store.retrieve(token) for token in tokens)
     everyone = sorted(
-        [(one.created_at, one.id) for one in made if one.created_at]
-        + ([(session.created_at, session.id)] if outcome is Outcome.CREATED else []),
-        key=str,
+        (one.created_at.timestamp(), str(one.id))
+        for one in [*made, *([session] if outcome is Outcome.CREATED else [])]
+        if one.created_at
     )
     assert outcome in (Outcome.CREATED, Outcome.ENDED)
     assert {id_ for _, id_ in everyone[-2:]} == set(live)
@@ -237,6 +240,21 @@ def test_a_login_that_others_have_passed_sets_no_cookie(scene: Scene) -> None:
             logged_in(scene, device)
 
     scene.server.plan("insert_one", before=others_log_in)
+    response = browser.get()
+    assert (response.status, response.cookie) == ("200 OK", None)
+    assert devices(scene) == [1, 2]
+
+
+def test_a_login_that_another_has_ended_before_its_look_sets_no_cookie(scene: Scene) -> None:
+    app = SessionMiddleware(on_session(log_in), {"session_name": "sid"}, store=scene.store)
+    browser = Browser(app)
+
+    def others_log_in() -> None:
+        scene.clock.advance(seconds=1)
+        for device in (1, 2):
+            logged_in(scene, device)
+
+    scene.server.plan("insert_one", after=others_log_in)
     response = browser.get()
     assert (response.status, response.cookie) == ("200 OK", None)
     assert devices(scene) == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.client import HTTPConnection
@@ -13,10 +14,12 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 from pymongo import MongoClient
+from selenium.webdriver.common.by import By
 
 from mongosession_wsgi import MongoStore
 from mongosession_wsgi.document import id_of
 
+from .test_browser import in_chromium, profile, submit, text
 from .test_examples import SERVERS, served
 
 pytestmark = pytest.mark.server
@@ -127,12 +130,12 @@ def site(
     assert MEMBERS is not None
     members, hello = MEMBERS[1], SITES[request.param]
     host = f'"mongodb_host": "{mongodb_uri}"'
-    for text, ours in (
+    for said, ours in (
         ('"mongodb_session_db": "myapp"', f'"mongodb_session_db": "{database}", {host}'),
         ("\nSETTINGS = ", f"\n{CHEAP_HASHES}\nSETTINGS = "),
     ):
-        assert text in members
-        members = members.replace(text, ours)
+        assert said in members
+        members = members.replace(said, ours)
     (folder / "members.py").write_text(members)
     hello = hello.replace(
         "\nsettings.configure(\n", f"\nsettings.configure(\n    {CHEAP_HASHERS}\n"
@@ -360,3 +363,28 @@ def test_the_page_says_what_gunicorn_prints(site: Site) -> None:
     (told,) = re.findall(r"^```text\n(INFO.*?)```", PAGE, re.S | re.M)
     if site.name == "Plain WSGI":
         assert [re.sub("'[^']{43}'", "'3Qp…'", line) for line in said] == told.splitlines()
+
+
+@in_chromium
+@pytest.mark.parametrize("site", ["Plain WSGI"], indirect=True)
+def test_a_person_logs_in_changes_the_password_and_logs_out(site: Site, tmp_path: Path) -> None:
+    with profile(tmp_path) as chromium:
+        chromium.get(f"{site.url}/password")
+        for name, typed in RIGHT.items():
+            chromium.find_element(By.NAME, name).send_keys(typed)
+        chromium.find_element(By.NAME, "remember").click()
+        submit(chromium, "button")
+        assert "You are alice." in text(chromium, "p")
+        assert "(this device)" in text(chromium, "li")
+        remembered = chromium.get_cookie("mongosession") or {}
+        assert remembered["expiry"] > time.time() + 29 * 86400
+        submit(chromium, "a")
+        chromium.find_element(By.NAME, "password").send_keys(RIGHT["password"])
+        submit(chromium, "button")
+        assert "You are alice." in text(chromium, "p")
+        renewed = chromium.get_cookie("mongosession") or {}
+        assert renewed["value"] != remembered["value"]
+        submit(chromium, "form[action='/logout'] button")
+        assert chromium.get_cookie("mongosession") is None
+        assert text(chromium, "button") == "Log in"
+        assert site.labels() == []

@@ -51,7 +51,7 @@ def test_what_is_broken_is_still_python() -> None:
 
 
 def test_a_row_is_meant_by_its_first_words() -> None:
-    rows = {"7.4.1": [], "a guess": [], "a guest": []}
+    rows: dict[str, list[str]] = {"7.4.1": [], "a guess": [], "a guest": []}
     assert row_of("7.4.1", rows) == "7.4.1"
     assert row_of("a guess", rows) == "a guess"
     for key in ("a gue", "7.4.2"):

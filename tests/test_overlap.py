@@ -200,7 +200,7 @@ def test_of_the_same_key_the_last_commit_wins_whole(
 ) -> None:
     values = [{"only": "first"}, {"also": "second"}]
     requests = [
-        visit.request(lambda s, value=value: s.update(key=value), reading=reading)
+        visit.request(lambda s, value=value: s.update(key=value), reading=reading)  # type: ignore[misc]
         for value in values
     ]
     _commit(*[requests[place] for place in order])
@@ -280,7 +280,8 @@ def test_every_str_is_a_key_that_survives_overlap(visit: Visit, order: tuple[int
     ]
     halves = strange[::2], strange[1::2]
     requests = [
-        visit.request(lambda s, half=half: s.update({key: key for key in half})) for half in halves
+        visit.request(lambda s, half=half: s.update({key: key for key in half}))  # type: ignore[misc]
+        for half in halves
     ]
     _commit(*[requests[place] for place in order])
     assert visit.data() == BEFORE | {key: key for key in strange}
@@ -801,7 +802,13 @@ class _PausingStore(MongoStore):
             meanwhile()
             return begun(*args)
 
-        self._life._begun = pause  # type: ignore[method-assign]
+        commits: Any = self._life
+        commits._begun = pause
+
+
+def pausing_store(visit: Visit) -> _PausingStore:
+    assert isinstance(visit.store, _PausingStore)
+    return visit.store
 
 
 @pytest.fixture
@@ -828,7 +835,7 @@ each_revocation = pytest.mark.parametrize("revocation", REVOCATIONS)
 def test_a_session_that_is_revoked_while_it_regenerates_ends(
     pausing: Visit, revocation: str, reading: bool
 ) -> None:
-    pausing.store.meanwhile = lambda: REVOCATIONS[revocation](pausing)
+    pausing_store(pausing).meanwhile = lambda: REVOCATIONS[revocation](pausing)
     request = pausing.request(lambda session: session.regenerate(), reading=reading)
     assert _unchanged(request.commit())
     assert pausing.all_live() == []
@@ -851,7 +858,7 @@ def test_a_session_that_was_regenerated_is_revoked_by_the_id_that_it_had(
 
 def test_the_session_that_is_kept_may_regenerate_meanwhile(pausing: Visit) -> None:
     kept: list[int] = []
-    pausing.store.meanwhile = lambda: kept.append(
+    pausing_store(pausing).meanwhile = lambda: kept.append(
         pausing.store.revoke_all("alice", keep=pausing.id)
     )
     (response,) = _commit(pausing.request(lambda session: session.regenerate()))
@@ -870,7 +877,7 @@ def test_the_session_that_is_kept_may_have_regenerated_before(pausing: Visit) ->
 
 @each_revocation
 def test_a_login_while_its_old_session_is_revoked_stands(pausing: Visit, revocation: str) -> None:
-    pausing.store.meanwhile = lambda: REVOCATIONS[revocation](pausing)
+    pausing_store(pausing).meanwhile = lambda: REVOCATIONS[revocation](pausing)
     (response,) = _commit(pausing.request(lambda session: session.login("alice")))
     assert pausing.data(response.token) == BEFORE
 
@@ -885,7 +892,7 @@ def test_a_session_that_ended_while_its_regeneration_failed_is_not_put_back(
         else:
             REVOCATIONS[end](pausing)
 
-    pausing.store.meanwhile = meanwhile
+    pausing_store(pausing).meanwhile = meanwhile
     other = pausing.request(lambda session: session.update(other="x" * 9_000_000))
     request = pausing.request(
         lambda session: (session.update(large="x" * 9_000_000), session.regenerate())
@@ -973,8 +980,8 @@ def test_a_login_finds_the_data_of_one_that_is_stored_while_it_waits(
     slow.ensure_indexes()
     go_on, is_waiting = threading.Event(), threading.Event()
     slow.meanwhile = lambda: go_on.wait(LONGEST_WAIT)
-    monkeypatch.setattr(life, "sleep", lambda _: (is_waiting.set(), done.wait(LONGEST_WAIT)))
     done = threading.Event()
+    monkeypatch.setattr(life, "sleep", lambda _: (is_waiting.set(), done.wait(LONGEST_WAIT)))
     first = visit.request(lambda session: session.login("alice"), store=slow)
     second = visit.request(lambda session: session.login("alice"))
 
@@ -1257,7 +1264,7 @@ def _commit_at_once(*requests: OpenRequest) -> list[Response]:
 def test_changes_of_eight_threads_all_survive(visit: Visit, reading: bool) -> None:
     keys = [f"key{number}" for number in range(8)]
     requests = [
-        visit.request(lambda session, key=key: session.update({key: key}), reading=reading)
+        visit.request(lambda session, key=key: session.update({key: key}), reading=reading)  # type: ignore[misc]
         for key in keys
     ]
     assert all(_unchanged(response) for response in _commit_at_once(*requests))

@@ -197,7 +197,7 @@ def test_only_a_remembered_session_has_a_cookie_that_outlives_the_browser() -> N
 
 def attribute(response: Response, name: str) -> str | None:
     found = re.search(f"; {name}=([^;]*)", response.cookie or "")
-    return found and found[1]
+    return found[1] if found else None
 
 
 # How many sessions one owner has.
@@ -735,7 +735,7 @@ def test_the_same_value_is_never_sealed_alike(sealed: Scene) -> None:
     token, values = sealed.stored({"card": "4111", "copy": "4111"}), list[bytes]()
     for number in range(20):
         values += document_of(sealed, token)["data"].values()
-        sealed.request(token, lambda session, n=number: session.update(card=n, copy=n))
+        sealed.request(token, lambda session, n=number: session.update(card=n, copy=n))  # type: ignore[misc]
         sealed.request(token, lambda session: session.update(card="4111", copy="4111"))
     assert len(values) == len({value[:12] for value in values}) == 40
     # What two values have in common would show, if a nonce were used twice.

@@ -75,6 +75,7 @@ def test_what_makes_a_plain_dict(clock: Clock, sealed: bool) -> None:
     session |= {"a": 2}
     assert isinstance(session, Session)
     assert session == {"a": 2, "b": [1]}
+    wrong: Any
     for wrong in ([1], None, "a"):
         with pytest.raises(TypeError):
             session | wrong

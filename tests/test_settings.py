@@ -96,7 +96,7 @@ def refusal_of(settings: Mapping[str, Any], parse: Parse = Settings.parse) -> st
 
 def driver_options(settings: Mapping[str, Any]) -> ClientOptions:
     """Return what a real client made of the settings. It does not connect yet."""
-    store = MongoStore(DATABASE | settings)
+    store = MongoStore({**DATABASE, **settings})
     try:
         return store._sessions.documents.database.client.options
     finally:
@@ -621,7 +621,7 @@ def test_the_user_is_looked_up_in_the_database_of_that_name() -> None:
 def test_the_hosts_are_those_that_are_given(
     settings: Mapping[str, Any], nodes: set[tuple[str, int]]
 ) -> None:
-    store = MongoStore(DATABASE | settings)
+    store = MongoStore({**DATABASE, **settings})
     client = store._sessions.documents.database.client
     assert set(client._topology_settings.seeds) == nodes
     store.close()
@@ -755,7 +755,7 @@ def test_writes_that_nobody_acknowledges_are_refused(settings: Mapping[str, Any]
 def test_sessions_are_read_from_the_primary_and_written_to_the_majority(
     settings: Mapping[str, Any],
 ) -> None:
-    store = MongoStore(DATABASE | settings)
+    store = MongoStore({**DATABASE, **settings})
     sessions = store._sessions.documents
     assert sessions.read_preference == ReadPreference.PRIMARY
     assert sessions.write_concern == WriteConcern("majority")

@@ -60,7 +60,7 @@ def test_moments_are_aware_utc(store: MongoStore, clock: Clock) -> None:
 
 
 def test_sessions_are_listed_by_when_they_were_seen(store: MongoStore, clock: Clock) -> None:
-    ids = []
+    ids: list[str | None] = []
     for owner in ("alice", "bob", "alice", None):
         session = store.open(None)
         session["number"] = len(ids)
@@ -202,6 +202,7 @@ def test_bytes_that_are_no_bson_are_no_session() -> None:
 def test_a_client_that_is_passed_in_is_used_as_it_is(
     settings: dict[str, Any], mongodb_uri: str, database: str
 ) -> None:
+    mine: MongoClient[Any]
     with MongoClient(mongodb_uri, appname="mine") as mine:
         store = MongoStore({"mongodb_session_db": database}, client=mine)
         session = store.create({"a": 1})

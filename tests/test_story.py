@@ -55,7 +55,7 @@ DEPLOYMENTS: list[tuple[dict[str, str], Rules]] = [
     ),
     (
         {"session_expires": "20s", "session_remember": "50s", "session_lifetime": "80s"},
-        Rules(*(timedelta(seconds=n) for n in (20, 50, 80)), is_explicit=True),
+        Rules(timedelta(0, 20), timedelta(0, 50), timedelta(0, 80), is_explicit=True),
     ),
     (
         {"session_remember": "60 days", "session_lifetime": "none", "session_limit": "2"},
@@ -316,7 +316,7 @@ def _max_age(response: Response) -> str | None:
 
 def _tell(stories: int, client: Any, database: str, clock: Clock) -> None:
     run_state_machine_as_test(
-        lambda: Story(client, database, clock),
+        lambda: Story(client, database, clock),  # type: ignore[arg-type]
         settings=how(
             max_examples=stories,
             stateful_step_count=30,

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ STILL_OURS = {
 }
 
 
-def named(headers: dict[str, str | None] | dict[str, str]) -> list[Any]:
+def named(headers: Mapping[str, Any]) -> list[Any]:
     return [pytest.param(header, id=tried) for tried, header in headers.items()]
 
 

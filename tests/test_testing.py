@@ -200,10 +200,16 @@ class TestForgetful(Conformance):
 @pytest.mark.server
 def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text(BROKEN)
-    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", tmp_path]
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
+    command.append(str(tmp_path))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        [*command, str(tmp_path)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     failed = set(re.findall(r"^FAILED test_broken.py::Test(\w+)::(\w+)", done.stdout, re.MULTILINE))
     assert {

@@ -53,7 +53,7 @@ class Response:
         return None if self.cookie is None else self.cookie.split(";")[0].partition("=")[2]
 
 
-def environ_of(path: str = "/", **extra: Any) -> dict[str, Any]:
+def environ_of(path: str = "/", /, **extra: Any) -> dict[str, Any]:
     """Return the environ of a plain request from this machine to itself."""
     path, _, query = path.partition("?")
     return {
@@ -105,7 +105,7 @@ class Browser:
     environ: dict[str, Any] = field(default_factory=dict)
     """What every request of this browser has in its environ."""
 
-    def get(self, path: str = "/", **extra: Any) -> Response:
+    def get(self, path: str = "/", /, **extra: Any) -> Response:
         environ = environ_of(path, **(self.environ | extra))
         if self.cookie:
             environ.setdefault("HTTP_COOKIE", self.cookie)

@@ -277,11 +277,15 @@ def _start(world: World, name: str, setting: Setting) -> Start:
 
 
 def _browse(world: World, name: str, requests: tuple[Kind, ...]) -> list[str]:
-    """Do one request after the other; return the tokens that the browser had by and by."""
+    """Do one request after the other; return the tokens that the browser had by and by.
+
+    A second passes after each, so that no two of the sessions are of the same age.
+    """
     tokens: list[str] = []
     for kind in requests:
         play = world.run_alone(name, kind, tokens[-1] if tokens else None, len(tokens))
         assert play.status == kind.status, play.error
+        world.time.pass_by(1)
         if play.cookie and play.cookie not in tokens:
             tokens.append(play.cookie)
     return tokens

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .history import NOTHING_THERE, Birth, Form, History, View
+from .engine import Way
+from .history import NOTHING_THERE, Birth, End, Form, History, View
 from .rights import may_end
 from .script import GONE, Op
 from .verdict import Broken
@@ -111,7 +112,7 @@ def _contents(history: History, birth: Birth) -> Iterator[Broken]:
     visit, born = birth.visit, history.view(birth.id, birth.step.number + 1)
     swap, before = history.swap_by(visit), NOTHING_THERE
     if swap is not None:
-        before = history.view(visit.id, swap.step.number)
+        before = _swapped(history, visit, swap)
     data, owner = result_of(visit.local.fresh_ops, before.data, before.owner)
     if born.owner != owner:
         yield Broken("4 login", f"{visit.name} stored a session of {born.owner}, not of {owner}")
@@ -124,6 +125,18 @@ def _contents(history: History, birth: Birth) -> Iterator[Broken]:
             promise = "4 owner" if wanted == GONE else "1 lost"
             words = f"{key!r} is {value!r} in the new session of {visit.name}, not {wanted!r}"
             yield Broken(promise, words)
+
+
+def _swapped(history: History, visit: Visit, swap: End) -> View:
+    """Return what a request has in hand of the session that it has taken.
+
+    Where the answer is lost for good, and with it the session, a request goes on with what it saw:
+    docs/failures.md says so, and which servers lose no answer.
+    """
+    if swap.step.way not in (Way.UNANSWERED, Way.TWICE):
+        return history.view(visit.id, swap.step.number)
+    looks = history.looks(visit, swap.step.number)
+    return history.view(visit.id, looks[-1].number) if looks else NOTHING_THERE
 
 
 def result_of(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine import Way
-from .history import Form, History, names
+from .history import Birth, Form, History, names
 from .rights import is_ended_for_good, may_prevent
 from .script import GONE, Call, Op
 from .verdict import Broken
@@ -89,12 +89,17 @@ def _step_that_made(history: History, visit: Visit, key: str, value: Any) -> Ste
 
 
 def _begun(history: History, visit: Visit, promise: str) -> Iterator[Broken]:
-    """Hold a request that is to have stored a new session to it, and to its cookie."""
+    """Hold a request that is to have stored a new session to it, and to its cookie.
+
+    A session that others have ended before the answer needs no cookie.
+    """
     births = [birth for birth in history.births_by(visit) if birth.id != visit.id]
     if not births:
         yield Broken(promise, f"{visit.name} was answered, and no session of it was stored")
     elif births[-1].step.number >= (visit.responded_at or 0):
         yield Broken("6 in time", f"{visit.name} was answered before its session was stored")
+    elif visit.cookie is None and history.ends_of(births[-1].id, visit.responded_at):
+        return
     elif visit.local.status and visit.cookie != history.world.tokens[births[-1].id]:
         yield Broken(promise, f"{visit.name} stored a session, and set no cookie for it")
 
@@ -141,6 +146,8 @@ def _carried(history: History, visit: Visit) -> Iterator[Broken]:
     births = history.births_by(visit)
     if not births or Way.TWICE in visit.faults or visit.id is None:
         return
+    if history.world.store.settings.sealed:
+        return  # The session of the first login opens by its own token alone.
     birth, own = births[-1], _wanted(visit.local.fresh_ops)
     span = range(visit.steps[0].number, birth.step.number + 1)
     born = history.view(birth.id, birth.step.number + 1).data
@@ -150,13 +157,22 @@ def _carried(history: History, visit: Visit) -> Iterator[Broken]:
             continue
         if any(view.owner != visit.local.logs_in for view in views):
             continue
-        looks = [step.number for step in visit.steps if names(step, id_)]
-        if looks and not history.view(id_, looks[-1]).is_live:
-            continue  # The login has waited its time for the first one, in vain.
+        if not history.view(id_, _last_look(visit, birth, id_)).is_live:
+            continue  # The login has waited its time for the first one, in vain, or for another.
         for key, value in views[0].data.items():
             is_same = all(view.data.get(key, GONE) == value for view in views)
             if is_same and key not in own and born.get(key, GONE) != value:
                 yield Broken("4 owner", f"the login of {visit.name} has left {key!r} behind")
+
+
+def _last_look(visit: Visit, birth: Birth, id_: str) -> int:
+    """Return the state in which a request looked last for a session, or for any, before it stored.
+
+    A login that has not looked for it has been told by none of its looks that it is there.
+    """
+    looks = [step for step in visit.steps if step.number < birth.step.number]
+    own = [step.number for step in looks if names(step, id_)]
+    return (own or [step.number for step in looks if not names(step, birth.id)])[-1]
 
 
 # Logouts and revocations.
@@ -171,6 +187,8 @@ def _logout(history: History, visit: Visit) -> Iterator[Broken]:
     if visit.local.rotates or _sets(visit.local.fresh_ops):
         if visit.is_answered and (ended or not _KNOWN.intersection(forms)):
             yield from _begun(history, visit, "4 login" if visit.local.rotates else "1 lost")
+    elif Way.TWICE in visit.faults:
+        return  # The second answer says that nothing was there to be ended.
     elif (ended or _prevents(history, visit)) and responded is not None and visit.cookie != "":
         yield Broken("4 logout", f"{visit.name} has ended a session, and not expired its cookie")
 
@@ -263,22 +281,19 @@ def _listed(history: History, visit: Visit, call: Call) -> Iterator[Broken]:
 
 
 def limits(history: History) -> Iterator[Broken]:
-    """Hold the logins of one owner to the most sessions that the settings allow."""
+    """Hold the logins of one owner to the most sessions that the settings allow.
+
+    A rotation counts the sessions too. Where one has died, or could not count, the next login does.
+    """
     limit = history.world.limit
     logins = [visit for visit in history.visits if visit.local.logs_in is not None]
-    if limit is None or not all(visit.is_answered for visit in logins):
+    counting = [visit for visit in history.visits if visit.local.rotates]
+    if limit is None or not all(visit.is_answered or visit.kind.fails for visit in counting):
         return
     for owner in sorted({str(visit.local.logs_in) for visit in logins}):
         left = history.owned(owner, history.ended_at)
         if len(left) > limit:
             yield Broken("limit", f"{owner} has {len(left)} live sessions")
-        newest = min((history.view(id_, history.ended_at).moments[0] for id_ in left), default=None)
-        for end in history.ends:
-            view = history.view(end.id, end.step.number)
-            if end.visit not in logins or end.id == end.visit.id or view.owner != owner:
-                continue
-            if newest is not None and newest < view.moments[0]:
-                yield Broken("limit", f"{end.visit.name} ended a session that was not the oldest")
 
 
 RULES = [requests, calls, limits]

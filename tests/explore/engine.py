@@ -59,10 +59,11 @@ class Way(Enum):
     BEATEN = "answers 0, because an update hits the document at the same moment"
 
 
-FAULTS = tuple(way for way in Way if way not in (Way.WELL, Way.BEATEN))
 _NOT_CARRIED_OUT = {Way.LOST, Way.LATE, Way.BEATEN}
 _UPDATES = {"update_one", "update_many", "find_one_and_update", "replace_one"}
 _REPEATED_BY_DRIVERS = _UPDATES - {"update_many"} | {"insert_one", "delete_one"}
+_TELLS_WHAT_WAS = "find_one_and_update"
+"""The command whose answer cannot be had from what is stored afterwards."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,22 @@ class Manner:
     """Whether `delete_one` answers 0 and deletes nothing where an update comes at the same time."""
     scans_yield: bool = False
     """Whether other commands may come between the documents of one command on several."""
+    answers_again: bool = True
+    """Whether a repeated write is known by its number, and answered as the first time."""
+    repeats_swaps: bool = False
+    """Whether a repeated swap is carried out twice, and the second answer counts."""
 
 
 MONGODB = Manner("MongoDB")
 YIELDING = Manner("MongoDB, yielding", scans_yield=True)
-DOCUMENTDB = Manner("DocumentDB", has_key_pattern=False, deletes_are_beaten=True)
-MANNERS = {"mongodb": MONGODB, "yielding": YIELDING, "documentdb": DOCUMENTDB}
+STANDALONE = Manner("MongoDB, standalone", answers_again=False)
+DOCUMENTDB = Manner(
+    "DocumentDB",
+    has_key_pattern=False,
+    deletes_are_beaten=True,
+    answers_again=False,
+    repeats_swaps=True,
+)
 
 
 class Effect(NamedTuple):
@@ -275,10 +286,10 @@ class _Sessions(Collection):
         before = self._piecemeal(name, filter, lambda id_: self._updated(id_, update))
         return [(was, self.database.documents[id_]) for id_, was in before.items()]
 
-    def _delete(self, name: str, filter: dict[str, Any], most: int | None) -> Any:
-        if most is not None or not self._yields(filter):
-            return super()._delete(name, filter, most)
-        gone = self._piecemeal(name, filter, self.database.documents.pop)
+    def delete_many(self, filter: dict[str, Any]) -> Any:
+        if not self._yields(filter):
+            return super().delete_many(filter)
+        gone = self._piecemeal("delete_many", filter, self.database.documents.pop)
         return SimpleNamespace(deleted_count=len(gone))
 
     def _yields(self, filter: dict[str, Any]) -> bool:
@@ -337,13 +348,21 @@ def effect_of(pending: Pending, way: Way, changes: Changes) -> Effect:
     return Effect(pending.ids, frozenset(change[0] for change in changes) if changes else NOTHING)
 
 
-def ways_of(command: Command) -> tuple[Way, ...]:
-    """Return the faults that a command may meet."""
+def ways_of(command: Command, manner: Manner) -> tuple[Way, ...]:
+    """Return the faults that a command may meet.
+
+    The answer of a swap is lost only to a driver that cannot ask for it again. What is repeated
+    without a loss, though engines know it by its number, is repeated here all the same.
+    """
     if not command.is_write:
         return (Way.LOST, Way.LATE, Way.DYING)
-    if command.name in _REPEATED_BY_DRIVERS:
-        return (Way.LOST, Way.LATE, Way.UNANSWERED, Way.UNHEARD, Way.TWICE, Way.DYING)
-    return (Way.LOST, Way.LATE, Way.UNANSWERED, Way.UNHEARD, Way.DYING)
+    ways = [Way.LOST, Way.LATE, Way.UNANSWERED, Way.UNHEARD, Way.TWICE, Way.DYING]
+    is_swap = command.name == _TELLS_WHAT_WAS
+    if command.name not in _REPEATED_BY_DRIVERS or (is_swap and not manner.repeats_swaps):
+        ways.remove(Way.TWICE)
+    if is_swap and manner.answers_again:
+        ways.remove(Way.UNANSWERED)
+    return tuple(ways)
 
 
 def is_beaten(command: Command, others: list[Pending | None]) -> bool:

@@ -100,7 +100,8 @@ class _Following:
         self.view = view
 
     def do(self, kind: Kind) -> Play:
-        """Do a request with the token that the browser has; keep the cookie that it sets."""
+        """Do a request, a second later, with the token that the browser has; keep its cookie."""
+        self.world.time.pass_by(1)
         visit = self.world.run_alone("F", kind, self.token)
         if visit.cookie is not None:
             self.token = visit.cookie or None

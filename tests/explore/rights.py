@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .engine import Command, Tick, Wait
-from .history import End, History
+from .history import End, History, View
 from .script import Call
 from .world import Step, Visit
 
@@ -49,10 +49,28 @@ def call_may_end(history: History, call: Call, id_: str, owner: str | None) -> b
 
 
 def _limit_may_end(history: History, end: End) -> bool:
-    owner, limit = history.view(end.id, end.step.number).owner, history.world.limit
-    if limit is None or owner is None or end.visit.local.logs_in != owner:
+    """Say whether a login, or a rotation, may end a session beyond the limit.
+
+    A session is beyond the limit if as many of the same owner are as young, or younger. Whoever
+    ends a session has looked for the owner's sessions before.
+    """
+    visit, limit = end.visit, history.world.limit
+    ended, swap = history.view(end.id, end.step.number), history.swap_by(visit)
+    if limit is None or ended.owner is None or not visit.local.rotates:
         return False
-    return len(history.owned(owner, end.step.number)) >= limit
+    own = visit.local.logs_in
+    if own is None and swap is not None:
+        own = history.view(visit.id, swap.step.number).owner
+    return own == ended.owner and any(
+        _younger(history, own, ended, number) >= limit
+        for number in range(visit.steps[0].number, end.step.number + 1)
+    )
+
+
+def _younger(history: History, owner: str, than: View, number: int) -> int:
+    """Return how many other sessions of an owner are as young as one, or younger."""
+    views = [history.view(id_, number) for id_ in history.owned(owner, number)]
+    return sum(view.moments[0] >= than.moments[0] for view in views) - (than in views)
 
 
 def may_prevent(history: History, step: Step, visit: Visit) -> bool:
@@ -69,10 +87,12 @@ def may_prevent(history: History, step: Step, visit: Visit) -> bool:
     follows = owner in (None, before)
     if follows and _logout_may_end(history, other, visit.id):
         return True
+    ids = {visit.id, *(id_ for id_, _, _ in step.changes)}
     return any(
-        call_may_end(history, call, visit.id, owner or before)
+        call_may_end(history, call, id_, owner or before)
         for call in other.local.calls
         if other.is_within(call, step) and (follows or call.verb == "revoke_all")
+        for id_ in ids
     )
 
 

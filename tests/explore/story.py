@@ -70,6 +70,8 @@ def _answer(history: History, step: Step, command: Command) -> str:
         was = history.view(id_, step.number).form
         return f"nothing changes, there is {was.value}"
     found = step.outcome.value
+    if isinstance(found, tuple):
+        return f"there is {_form(history, found[0], step.number + 1)}"
     return f"{len(found) if isinstance(found, list) else found} found"
 
 

@@ -25,7 +25,7 @@ PROMISES = {
     "endless": "no request goes on for ever",
     "cookie": "a response sets the cookie of a live session, or expires that of an ended one",
     "moments": "no moment moves back, and none but a login changes the owner or the creation",
-    "limit": "of one owner no more sessions are live than session_limit says, the newest",
+    "limit": "of one owner no more sessions are live than session_limit says",
 }
 
 

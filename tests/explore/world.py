@@ -223,7 +223,7 @@ class World:
                 if is_beaten(command, others):
                     found.append(Choice(visit.name, Way.BEATEN))
             if faulty and not visit.is_repeating:
-                found += [Choice(visit.name, way) for way in ways_of(command)]
+                found += [Choice(visit.name, way) for way in ways_of(command, self.server.manner)]
         return found
 
     def take(self, choice: Choice) -> Effect:

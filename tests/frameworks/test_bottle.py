@@ -55,6 +55,7 @@ def bodies(browser: Browser, *paths: str) -> list[str]:
 # Who is given a session.
 
 
+@pytest.mark.also_sealed
 def test_a_handler_that_names_a_session_gets_it(app: App, browser: Browser) -> None:
     app.get("/")(count)
     assert bodies(browser, "/", "/", "/") == ["1", "2", "3"]
@@ -179,6 +180,7 @@ def test_what_a_generator_sets_before_its_first_item_gets_a_cookie(
     assert store.retrieve(browser.token) == {"early": True, "late": True}
 
 
+@pytest.mark.also_sealed
 def test_logging_in_and_out(app: App, browser: Browser) -> None:
     app.post("/login")(lambda session: session.login("alice"))
     app.post("/logout")(lambda session: session.destroy())
@@ -254,7 +256,8 @@ def test_the_settings_may_be_those_of_bottle(settings: dict[str, Any], tmp_path:
     app.install(MongoSessionPlugin(app.config))
     app.get("/")(count)
     assert bodies(Browser(app), "/") == ["1"]
-    app.wsgi._made._exchanges.store.close()
+    made: Any = app.wsgi
+    made._made._exchanges.store.close()
 
 
 def test_what_is_changed_in_the_settings_before_the_first_request_counts(

@@ -39,7 +39,7 @@ class Page:
             resp.text = str(answer)
 
 
-def app_of(component: object, *others: object, **pages: Use) -> falcon.App[Any, Any]:
+def app_of(component: Any, *others: Any, **pages: Use) -> falcon.App[Any, Any]:
     app = falcon.App(middleware=[component, *others])
     for name, use in pages.items():
         app.add_route("/" if name == "index" else f"/{name}", Page(use))
@@ -59,6 +59,7 @@ def component(settings: dict[str, Any], store: MongoStore) -> SessionComponent:
     return SessionComponent(settings, store=store)
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("use", "commands"),
     [
@@ -121,6 +122,7 @@ def test_only_a_response_that_used_the_session_varies_on_the_cookie(
     assert answer.header("CDN-Cache-Control") is None
 
 
+@pytest.mark.also_sealed
 def test_a_stream_reads_and_changes_the_session(component: SessionComponent) -> None:
     def stream(req: falcon.Request, resp: falcon.Response) -> None:
         session = req.context.session
@@ -211,7 +213,7 @@ def test_a_component_that_fails_before_ours_is_no_matter(component: SessionCompo
         def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
             raise falcon.HTTPForbidden
 
-    app = falcon.App(middleware=[Broken(), component])
+    app = falcon.App(middleware=list[Any]([Broken(), component]))
     assert Browser(app).get().status == "403 Forbidden"
 
 
@@ -359,7 +361,7 @@ def test_mongodb_down_is_a_503(path: str, caplog: pytest.LogCaptureFixture) -> N
         def process_response(self, req: Any, resp: Any, resource: Any, succeeded: bool) -> None:
             seen.append(succeeded)
 
-    app = falcon.App(middleware=[Watching(), SessionComponent(DOWN)])
+    app = falcon.App(middleware=list[Any]([Watching(), SessionComponent(DOWN)]))
     app.add_route("/", Page(get_n))
     app.add_route("/set", Page(set_n))
     app.add_route("/logout", Page(lambda req, resp: req.context.session.destroy()))
@@ -445,7 +447,7 @@ def test_bad_settings_are_refused_at_once() -> None:
 
 def test_it_refuses_to_be_part_of_an_asgi_application(component: SessionComponent) -> None:
     with pytest.raises(falcon.errors.CompatibilityError):
-        falcon.asgi.App(middleware=[component])
+        falcon.asgi.App(middleware=list[Any]([component]))
 
 
 def test_falcons_own_client(component: SessionComponent, stored: Collection[Any]) -> None:

@@ -62,7 +62,7 @@ def flask_app(interface: MongoSessionInterface | None, **config: Any) -> Flask:
     app.config.update(config)
     if interface is not None:
         app.session_interface = interface
-    app.wsgi_app = validator(app.wsgi_app)
+    app.wsgi_app = validator(app.wsgi_app)  # type: ignore[assignment]
     app.test_client_class = Client
     return app
 
@@ -118,6 +118,7 @@ def test_what_a_view_sets_the_next_request_reads(app: Flask, visitor: FlaskClien
     assert app.test_client().get("/").text == "[]"
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("use", "commands"),
     [
@@ -142,6 +143,7 @@ def test_a_request_costs_no_more_commands_than_in_plain_wsgi(
     assert browser.get().commands == commands
 
 
+@pytest.mark.also_sealed
 def test_a_nested_change_counts_without_modified(app: Flask, visitor: FlaskClient) -> None:
     on(app)(lambda: session.setdefault("cart", {}).setdefault("tea", []).append(1))
     on(app, "/cart")(lambda: session["cart"])
@@ -154,7 +156,7 @@ def test_new_accessed_and_modified_are_facts(app: Flask, visitor: FlaskClient) -
     seen: list[Any] = []
 
     def note() -> None:
-        mine: Any = session._get_current_object()
+        mine: Any = session._get_current_object()  # type: ignore[attr-defined]
         seen.append((mine.accessed, mine.modified))
 
     @on(app)
@@ -259,13 +261,13 @@ def test_it_has_the_members_of_our_session(app: Flask, browser: Browser) -> None
 
     @on(app)
     def _() -> str:
-        mine = session._get_current_object()
+        mine = session._get_current_object()  # type: ignore[attr-defined]
         assert isinstance(mine, MongoSession)
         assert isinstance(mine.created_at, datetime)
         assert mine.token == browser.token
         assert mine.token not in repr(session)
         assert type(session.copy()) is dict
-        mine |= {"b": 2}
+        mine |= {"b": 2}  # type: ignore[misc]
         assert mine == {"a": 1, "b": 2}
         return f"{session.owner} {session.id}"
 
@@ -283,7 +285,7 @@ def test_it_can_be_merged_and_copied(app: Flask, visitor: FlaskClient) -> None:
     @on(app)
     def _() -> None:
         session["a"] = [1]
-        mine = session._get_current_object()
+        mine = session._get_current_object()  # type: ignore[attr-defined]
         assert session | {"b": 2} == {"b": 2} | mine == {"a": [1], "b": 2}
         for data in copy.copy(mine), copy.deepcopy(mine), session.copy():
             assert (type(data), data) == (dict, {"a": [1]})
@@ -305,6 +307,7 @@ def test_a_login_may_have_a_label(app: Flask, browser: Browser, store: MongoStor
     assert [info.label for info in store.sessions("alice")] == ["Firefox"]
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("value", "back"),
     [
@@ -354,6 +357,7 @@ def test_clear_ends_the_session(app: Flask, browser: Browser, stored: Collection
     assert Browser(app, old).get().body == b"None"
 
 
+@pytest.mark.also_sealed
 def test_the_login_of_flasks_tutorial_gets_a_new_token(app: Flask, browser: Browser) -> None:
     @on(app, "/login")
     def _() -> None:
@@ -443,6 +447,7 @@ def test_a_slow_page_does_not_set_the_cookie_from_before_a_login(
     assert other.get().body == b"1"
 
 
+@pytest.mark.also_sealed
 def test_a_permanent_session_is_a_remembered_one(
     app: Flask, browser: Browser, store: MongoStore
 ) -> None:
@@ -530,6 +535,7 @@ def test_a_permanent_session_of_version_1_becomes_a_remembered_one(
     assert browser.get().commands == ["find"]
 
 
+@pytest.mark.also_sealed
 def test_permanent_costs_no_write_where_it_is_already(app: Flask, browser: Browser) -> None:
     @app.before_request
     def always() -> None:
@@ -561,6 +567,30 @@ def test_permanent_before_each_request_costs_no_look(
     )
     (known,) = store.sessions()
     assert known.remembered
+
+
+@pytest.mark.parametrize("anew", ["/first", "/permanent"])
+def test_no_longer_permanent_reaches_the_browser_whatever_the_token_says(
+    app: Flask, browser: Browser, store: MongoStore, anew: str
+) -> None:
+    on(app, "/first")(lambda: session.update(a=1))
+    on(app, "/permanent")(lambda: session.update(a=2, _permanent=True))
+
+    @on(app, "/passing")
+    def _() -> None:
+        session["a"] = 3
+        session.permanent = False
+
+    for path in (anew, "/passing", "/permanent"):
+        browser.get(path)
+    (known,) = store.sessions()
+    assert known.remembered
+    cookie = browser.get("/passing").cookie
+    assert cookie is not None, "else the browser keeps the lasting cookie"
+    assert "Max-Age" not in str(cookie)
+    (known,) = store.sessions()
+    assert not known.remembered
+    assert browser.get("/passing").cookie is None
 
 
 def test_an_ended_permanent_session_gets_no_cookie(
@@ -804,6 +834,7 @@ def test_one_interface_serves_several_applications(mongodb_uri: str, database: s
         assert str(browser.get().cookie).startswith(f"{name.strip()}_sid=")
         browser.get()
         assert browser.get("/n").body == b"2"
+    client: MongoClient[Any]
     with MongoClient(mongodb_uri) as client:
         assert client[database]["one"].count_documents({}) == 2
         assert client[database]["two"].count_documents({}) == 1
@@ -909,6 +940,7 @@ def test_false_is_no_domain(settings: dict[str, Any]) -> None:
 # What is built on sessions: messages, tests, streams, blueprints, contexts.
 
 
+@pytest.mark.also_sealed
 def test_messages_are_flashed_once(app: Flask, visitor: FlaskClient) -> None:
     @on(app, "/flash")
     def _() -> None:
@@ -959,9 +991,9 @@ def test_a_transaction_leaves_the_context_of_the_last_request(
 ) -> None:
     with visitor:
         visitor.get("/none")
-        mine = request._get_current_object()
+        mine = request._get_current_object()  # type: ignore[attr-defined]
         with visitor.session_transaction():
-            assert request._get_current_object() is mine
+            assert request._get_current_object() is mine  # type: ignore[attr-defined]
 
 
 def test_a_redirect_finds_what_was_set_before_it(app: Flask, visitor: FlaskClient) -> None:
@@ -974,6 +1006,7 @@ def test_a_redirect_finds_what_was_set_before_it(app: Flask, visitor: FlaskClien
     assert visitor.post("/login", follow_redirects=True).text == "alice"
 
 
+@pytest.mark.also_sealed
 def test_a_stream_reads_and_changes_the_session(app: Flask, browser: Browser) -> None:
     @on(app)
     def _() -> Response:
@@ -1359,7 +1392,7 @@ def members(app: Flask) -> Flask:
     login = pytest.importorskip("flask_login")
     manager = login.LoginManager(app)
 
-    class User(login.UserMixin):
+    class User(login.UserMixin):  # type: ignore[name-defined]
         id = "alice"
 
     manager.user_loader(lambda name: User() if name == "alice" else None)
@@ -1387,6 +1420,7 @@ def members_only() -> str:
     return "welcome"
 
 
+@pytest.mark.also_sealed
 def test_flask_login_logs_in_and_out(
     members: Flask, browser: Browser, stored: Collection[Any]
 ) -> None:
@@ -1448,7 +1482,7 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     csrf = pytest.importorskip("flask_wtf.csrf")
     csrf.CSRFProtect(app)
 
-    class Form(wtf.FlaskForm):
+    class Form(wtf.FlaskForm):  # type: ignore[name-defined]
         pass
 
     on(app)(lambda: csrf.generate_csrf())
@@ -1461,6 +1495,7 @@ def test_flask_wtf_finds_its_token_in_the_session(app: Flask) -> None:
     assert mallory.post("/form", data={"csrf_token": token}).status_code == 400
 
 
+@pytest.mark.also_sealed
 def test_a_csrf_token_does_not_survive_a_login(app: Flask) -> None:
     wtf = pytest.importorskip("flask_wtf")
     pytest.importorskip("flask_wtf.csrf").CSRFProtect(app)

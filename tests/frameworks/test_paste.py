@@ -52,6 +52,7 @@ def load(tmp_path: Path, settings: dict[str, Any]) -> Load:
     return load
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     "sections",
     [

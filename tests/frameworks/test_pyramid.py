@@ -90,6 +90,7 @@ def show(request: Request) -> list[Any]:
     return sorted(request.session.items())
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize(
     ("use", "commands"),
     [
@@ -158,6 +159,7 @@ def test_created_is_when_the_session_was_created(store: MongoStore, clock: Any) 
     assert (session.created, session.new) == (int(clock().timestamp()), False)
 
 
+@pytest.mark.also_sealed
 def test_it_is_a_dict(session: MongoSession) -> None:
     assert (dict(session), session["n"], session.get("m"), "n" in session) == (
         {"n": 1},
@@ -167,7 +169,7 @@ def test_it_is_a_dict(session: MongoSession) -> None:
     )
     assert (list(session), len(session), bool(session)) == (["n"], 1, True)
     assert session == {"n": 1}
-    session |= {"m": 2}
+    session |= {"m": 2}  # type: ignore[misc]
     assert sorted(session.items()) == [("m", 2), ("n", 1)]
     assert sorted(session.copy()) == ["m", "n"]
     assert type(session.copy()) is dict
@@ -202,8 +204,8 @@ def test_members_of_ours_are_there(session: MongoSession) -> None:
 def test_it_can_be_merged_and_copied(session: MongoSession) -> None:
     for data in session | {"m": 2}, {"n": 0, "m": 2} | session:
         assert (type(data), data) == (dict, {"n": 1, "m": 2})
-    for data in copy.copy(session), copy.deepcopy(session):
-        assert (type(data), data) == (dict, {"n": 1})
+    for copied in copy.copy(session), copy.deepcopy(session):
+        assert (type(copied), copied) == (dict, {"n": 1})
 
 
 def test_a_login_may_be_remembered_and_have_a_label(
@@ -222,11 +224,12 @@ def test_other_names_are_attribute_errors(name: str, session: MongoSession) -> N
         getattr(session, name)
 
 
+@pytest.mark.also_sealed
 def test_flash_messages_queue_up(any_session: MongoSession) -> None:
     for message in ("one", "two", "one"):
         any_session.flash(message)
-    for message in ("one", {"two": 2}, "one", {"two": 2}):
-        any_session.flash(message, "once", allow_duplicate=False)
+    for once in ("one", {"two": 2}, "one", {"two": 2}):
+        any_session.flash(once, "once", allow_duplicate=False)
     assert any_session["_f_"] == any_session.peek_flash() == ["one", "two", "one"]
     assert any_session.peek_flash("once") == ["one", {"two": 2}]
     assert any_session.pop_flash() == ["one", "two", "one"]
@@ -251,6 +254,7 @@ def test_a_csrf_token_stays_until_there_is_a_new_one(any_session: MongoSession) 
     assert any_session.new_csrf_token() == any_session.get_csrf_token() != token
 
 
+@pytest.mark.also_sealed
 def test_an_invalidated_session_ends_and_another_begins(
     site: Site, stored: Collection[Any]
 ) -> None:
@@ -285,6 +289,7 @@ def test_views_are_protected_by_the_csrf_token(policy: Any, site: Site) -> None:
     assert browser.get().body.decode() == token
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize("policy", [None, SessionCSRFStoragePolicy(key="other")])
 def test_a_csrf_token_does_not_survive_a_login(policy: Any, site: Site) -> None:
     if policy is not None:
@@ -347,6 +352,7 @@ class OwnerPolicy(HelpedPolicy):
         return []
 
 
+@pytest.mark.also_sealed
 @pytest.mark.parametrize("policy", [HelpedPolicy, OwnerPolicy])
 def test_a_security_policy_remembers_and_forgets(policy: Callable[[], Any], site: Site) -> None:
     site.config.set_security_policy(policy())
@@ -522,6 +528,7 @@ def test_a_subrequest_with_cookies_of_its_own_has_the_session_of_these(
     assert browser.get("/all").body == b"[('callback', 1), ('inner', 1), ('outer', 2)]"
 
 
+@pytest.mark.also_sealed
 def test_the_late_changes_of_a_subrequest_count_too(site: Site) -> None:
     def inner(request: Request) -> None:
         set_n(request)
@@ -668,6 +675,7 @@ def test_an_attempt_that_does_not_touch_the_session_stores_nothing(
     assert stored.count_documents({}) == 0
 
 
+@pytest.mark.also_sealed
 def test_a_live_session_is_loaded_anew_for_each_attempt(site: Site, store: MongoStore) -> None:
     site.config.include("pyramid_retry")
     token = store.create({"n": 1}).token
