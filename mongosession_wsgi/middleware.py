@@ -51,7 +51,7 @@ class SessionMiddleware:
         try:
             response.body = body = self._app(environ, response.start)
             if response.held is not None and (type(body) is list or _is_whole(body, environ)):
-                response.hand_on()
+                response.commit()
                 return body
             return response
         except StoreError as error:
@@ -95,7 +95,7 @@ class _Response:
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
-        # The status and the headers from the application.
+        # The status and the headers from the application, until the server has them.
         self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
@@ -158,20 +158,10 @@ class _Response:
             return
         if self.held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
-        status, headers = self.held
+        (status, headers), self.held = self.held, None
         self._exchange.commit(status)
         self._phase = _Phase.COMMITTED
         self._write = self._start_response(status, self._exchange.headers(headers))
-
-    def hand_on(self) -> None:
-        """Store the session before the server gets the body itself, and never closes a response.
-
-        After a `write()` that has committed already, store the changes since.
-        """
-        if self._phase is _Phase.COMMITTED:
-            self._exchange.close()
-        else:
-            self.commit()
 
     def leave(self) -> None:
         """Store the changes of a live session by an application that took the socket over."""

@@ -329,7 +329,7 @@ def test_every_field_of_a_mark_is_read() -> None:
 
 # How large a thing may be.
 
-SMALL_CORE = 3_420
+SMALL_CORE = 3_450
 """The code lines of the rooms, without blank lines, comments and docstrings.
 
 Version 1 had 1,696 in nine modules. What came since: the table and its rooms, sealed sessions,
@@ -414,7 +414,7 @@ def test_the_core_is_small() -> None:
 @pytest.mark.parametrize("framework", sorted(FRAMEWORKS))
 def test_what_a_framework_needs_is_small(framework: str) -> None:
     files = [PACKAGE / f"{name}.py" for name in (framework, f"_{framework}")]
-    assert sum(code_lines(file.read_text()) for file in files if file.exists()) <= 265
+    assert sum(code_lines(file.read_text()) for file in files if file.exists()) <= 270
 
 
 def test_everything_public_says_what_it_does() -> None:
