@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from selenium import webdriver
 
 from .test_browser import in_chromium, profile
+
+pytest.importorskip("furo", reason="needs the extra [docs]")
 
 # To build the site takes a while, though no server.
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -68,6 +72,27 @@ def test_every_page_fits_on_a_phone(site: Path, tmp_path: Path) -> None:
         seen = {str(page.relative_to(site)): look(browser, page) for page in site.rglob("*.html")}
     assert len(seen) > 30
     assert {page: found for page, found in seen.items() if found != right} == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "pieces"),
+    [
+        ("MongoSessionInterface(settings)", 1),
+        ('config.include("mongosession_wsgi.pyramid")', 2),
+        ("test_store.py::test_neither_an_id_nor_garbage_opens_a_session", 2),
+        ("a_name_without_any_joint_that_is_longer_than_a_line", 1),
+    ],
+)
+def test_a_word_of_code_is_cut_at_its_joints(word: str, pieces: int) -> None:
+    sys.path.append(str(ROOT / "docs" / "_ext"))
+    try:
+        whole_names = importlib.import_module("whole_names")
+    finally:
+        sys.path.pop()
+    html = whole_names._WORD.sub(whole_names.cut, f'<span class="pre">{word}</span>')
+    assert html.count('<span class="pre">') == pieces
+    assert html.count("<wbr>") == pieces - 1
+    assert re.sub("<[^>]+>", "", html) == word
 
 
 def test_pages_from_outside_of_the_docs_are_on_the_site(site: Path) -> None:
