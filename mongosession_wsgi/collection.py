@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import finalize
@@ -37,7 +37,7 @@ from .failures import (
     may_pass,
     remedy_of,
 )
-from .settings import Settings
+from .settings import Settings, check_uri, uri_options
 
 T = TypeVar("T")
 Documents = Collection[dict[str, Any]]
@@ -49,7 +49,6 @@ _MOMENT = 1.0
 """Seconds that `close` waits for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
-_TIMEOUT_IN_URI = re.compile("[?&;]timeoutms=([0-9]+)", re.IGNORECASE)
 _SECRET = re.compile("password|mechanismprop")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
 _SHORTEST_PART = 4
@@ -217,6 +216,7 @@ class SessionCollection:
         A client whose threads could not be started would look for its servers never again.
         """
         options = {**self._settings.client_options, "connect": True}
+        check_uri(_hosts(options))
         try:
             client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
         except ConfigurationError as error:  # A future driver may not know the option.
@@ -241,9 +241,10 @@ class SessionCollection:
         if left is not None:
             return max(left, 0)
         options = self._settings.client_options
-        found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
-        milliseconds = options.get("timeoutms", found and found[1])
-        return float(milliseconds or 0) / 1000 or None
+        in_uri = dict(uri_options(_hosts(options))).get("timeoutms")
+        with suppress(ValueError):  # A bad value fails at once, as the client is made.
+            return float(options.get("timeoutms", in_uri) or 0) / 1000 or None
+        return None
 
     def _too_late(self) -> PyMongoError:
         """Return the error for a client that is not there in time, most likely for its name."""

@@ -102,8 +102,10 @@ class Life:
     def write_unseen(self, visit: Visit) -> Step:
         """Write the difference without a look at the session, and move the expiry."""
         changes, now = visit.draft.difference(), self._clock()
-        if changes is UNCHANGED:
+        if changes is UNCHANGED and visit.remember is None:
             return Step(Outcome.KEPT, NOT_LOOKED)
+        if changes is UNCHANGED:  # The session may be of another kind than its token says.
+            return Step(Outcome.LOOK, self.look(visit))
         conditions, expires_at = visit.times.unseen(now, visit.kind)
         moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
         version = document.version_of(visit.token)
