@@ -252,7 +252,9 @@ def gunicorn(mongodb_uri: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         yield shop, address
     finally:
         # At once: browsers keep connections open, and a worker that still imports would complain.
-        os.killpg(shop.pid, signal.SIGKILL)
+        # A Ctrl-C in the instant before its session is its own has ended it already.
+        with suppress(ProcessLookupError):
+            os.killpg(shop.pid, signal.SIGKILL)
         shop.wait()
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import finalize
@@ -37,7 +37,7 @@ from .failures import (
     may_pass,
     remedy_of,
 )
-from .settings import Settings
+from .settings import Settings, check_uri, uri_options
 
 T = TypeVar("T")
 Documents = Collection[dict[str, Any]]
@@ -49,7 +49,6 @@ _MOMENT = 1.0
 """Seconds that `close` waits for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
-_TIMEOUT_IN_URI = re.compile("[?&;]timeoutms=([0-9]+)", re.IGNORECASE)
 _SECRET = re.compile("password|mechanismprop")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
 _SHORTEST_PART = 4
@@ -61,7 +60,8 @@ class SessionCollection:
 
     Each process makes its client on first use, so the object may be made before a fork. A `client`
     that is passed in is used unchanged, and left open by `close`. The constructor raises
-    `SettingsError` if the settings name no database; the rest raises `StoreError` if MongoDB fails.
+    `SettingsError` if the settings name no database, and `TypeError` for a `client` that is none;
+    the rest raises `StoreError` if MongoDB fails.
     """
 
     def __init__(self, settings: Settings, client: MongoClient[Any] | None = None) -> None:
@@ -69,6 +69,7 @@ class SessionCollection:
             raise SettingsError(
                 "mongodb_session_db: missing; name the database that is to hold the sessions"
             )
+        _check_client(client)
         self._settings = settings
         self._database = settings.database
         self._client = client
@@ -215,6 +216,7 @@ class SessionCollection:
         A client whose threads could not be started would look for its servers never again.
         """
         options = {**self._settings.client_options, "connect": True}
+        check_uri(_hosts(options))
         try:
             client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
         except ConfigurationError as error:  # A future driver may not know the option.
@@ -239,9 +241,10 @@ class SessionCollection:
         if left is not None:
             return max(left, 0)
         options = self._settings.client_options
-        found = _TIMEOUT_IN_URI.search(",".join(_hosts(options)))
-        milliseconds = options.get("timeoutms", found and found[1])
-        return float(milliseconds or 0) / 1000 or None
+        in_uri = dict(uri_options(_hosts(options))).get("timeoutms")
+        with suppress(ValueError):  # A bad value fails at once, as the client is made.
+            return float(options.get("timeoutms", in_uri) or 0) / 1000 or None
+        return None
 
     def _too_late(self) -> PyMongoError:
         """Return the error for a client that is not there in time, most likely for its name."""
@@ -332,6 +335,16 @@ def _demand_the_primary(documents: Documents) -> None:
     with explaining():
         if not documents.database.client.is_primary:
             raise NotPrimaryError("the member that mongodb_host names is not primary")
+
+
+def _check_client(client: object) -> None:
+    """Refuse an asynchronous client, whose writes nobody would wait for, and what is no client."""
+    if client is None:
+        return
+    names = " ".join(one.__name__ for one in type(client).__mro__)
+    # A database has attributes of any name.
+    if not hasattr(client, "get_database") or re.search("Async|Motor|Database", names):
+        raise TypeError(f"client: must be a MongoClient, not {type(client).__name__}")
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:

@@ -108,6 +108,8 @@ class Mark(NamedTuple):
     goes_on: bool = False
     """Whether the successor has the same owner: the same session, or the next login."""
     by_login: bool = False
+    ended: Any = None
+    """The sign of the call that ended the session, or True."""
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -332,7 +334,8 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
     expires_at, successor = found.get("expires_at"), found.get("successor")
     if type(expires_at) is not datetime:
         return None
-    return Mark(id_, expires_at, successor, "owner" in found, bool(found.get("login")))
+    by_login, ended = bool(found.get("login")), found.get("ended")
+    return Mark(id_, expires_at, successor, "owner" in found, by_login, ended)
 
 
 def outline(found: Mapping[str, Any]) -> Record | Mark | None:
@@ -391,29 +394,29 @@ def marking(now: datetime, successor: str, *, goes_on: bool, by_login: bool) -> 
     return {"$set": kept, "$unset": _all_but({"expires_at"} | ({"owner"} if goes_on else set()))}
 
 
-def ending(now: datetime) -> dict[str, Any]:
+def ending(now: datetime, sign: Any = True) -> dict[str, Any]:
     """Return the update from a session to a tombstone: a mark without a successor.
 
     A repeated or late insert of the session cannot bring the session back over a tombstone; after
     a deletion, an insert could.
     """
     return {
-        "$set": {"expires_at": now + MARK_TIME, "ended": True},
+        "$set": {"expires_at": now + MARK_TIME, "ended": sign},
         "$unset": _all_but({"expires_at"}),
     }
 
 
-def ending_or_noting(now: datetime) -> dict[str, Any]:
+def ending_or_noting(now: datetime, sign: Any) -> dict[str, Any]:
     """Return the update from a session to a tombstone, or from a mark to a mark with the end noted.
 
-    A mark keeps its owner and its successor.
+    A mark keeps its owner and its successor. By the `sign`, a call knows its own work again.
     """
-    return ending(now) | {"$unset": _all_but({"expires_at", "owner"})}
+    return ending(now, sign) | {"$unset": _all_but({"expires_at", "owner"})}
 
 
-def tombstone(id_: str, now: datetime) -> bytes:
+def tombstone(id_: str, now: datetime, sign: Any) -> bytes:
     """Return the tombstone of a session before its insert."""
-    return bson.encode({"_id": id_, "v": PLAIN, "expires_at": now + MARK_TIME, "ended": True})
+    return bson.encode({"_id": id_, "v": PLAIN, "expires_at": now + MARK_TIME, "ended": sign})
 
 
 def _all_but(kept: set[str]) -> dict[str, Any]:
@@ -472,17 +475,17 @@ class _Walk:
         if isinstance(value, _MAY_BE_UNREADABLE):
             self._check_readable(value, path, depth)
             return value
-        if isinstance(value, str):
+        if issubclass(kind, str):  # A stand-in may claim to be an instance.
             if not value.isascii():
                 _check_text(value, path)
             return value
-        if isinstance(value, int):
+        if issubclass(kind, int):
             if not -(2**63) <= value < 2**63:
                 raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
             return value
         if isinstance(value, dict | list | tuple):
             return self._container(value, path, depth)
-        if isinstance(value, _SCALAR):
+        if issubclass(kind, _SCALAR):
             return value
         if _is_lazy_text(value):
             return self.form(str(value), path, depth)

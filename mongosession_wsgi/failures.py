@@ -191,6 +191,12 @@ REMEDIES = (
         "The collection is a view, which takes no writes; name another as mongodb_session_coll",
         codes=_codes(166),
     ),
+    Remedy("The disk of MongoDB is full; make room there", codes=_codes(14031)),
+    Remedy(
+        "Too few members of the replica set have acknowledged a write; look which of them are down "
+        "or far behind",
+        codes=_codes(64, 100),
+    ),
     Remedy(
         "MongoDB takes no more requests at the moment (it throttles); let it have more throughput "
         "(request units), or ask for less",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from secrets import token_urlsafe
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -101,8 +102,10 @@ class Life:
     def write_unseen(self, visit: Visit) -> Step:
         """Write the difference without a look at the session, and move the expiry."""
         changes, now = visit.draft.difference(), self._clock()
-        if changes is UNCHANGED:
+        if changes is UNCHANGED and visit.remember is None:
             return Step(Outcome.KEPT, NOT_LOOKED)
+        if changes is UNCHANGED:  # The session may be of another kind than its token says.
+            return Step(Outcome.LOOK, self.look(visit))
         conditions, expires_at = visit.times.unseen(now, visit.kind)
         moments = {"seen_at": now} | ({"expires_at": expires_at} if expires_at else {})
         version = document.version_of(visit.token)
@@ -366,13 +369,14 @@ class Life:
         Return 1 for a live session, 0 for a session kept from being stored, and None for nothing to
         end. With `past_logins`, the search for the session follows logins of the same owner too.
         """
-        this, passed = id, set[str]()
+        this, passed, sign = id, set[str](), token_urlsafe(9)
         while this not in passed:
-            found = self._end_one(this)
+            found = self._end_one(this, sign)
             if found is False and passed:
-                if self._forestall(this):
+                if self._forestall(this, sign):
                     return 0
-                found = self._end_one(this)  # Stored just now; or expired, and not deleted yet.
+                # It was stored just now; or it has expired, and is not deleted yet.
+                found = self._end_one(this, sign)
             if type(found) is not Mark:
                 return 1 if found else None
             passed.add(this)
@@ -426,7 +430,7 @@ class Life:
         known = map(document.outline, found)
         return (one for one in known if one is not None)
 
-    def _end_one(self, id: str) -> bool | Mark:
+    def _end_one(self, id: str, sign: str) -> bool | Mark:
         """End the live session of an id; else return the mark there, with the end noted on it.
 
         The note keeps a failed swap from being put back. One command does either, and a rotation
@@ -434,20 +438,21 @@ class Life:
         """
         version = document.SEALED if self._seals else document.PLAIN
         for _ in range(_MOST_LOOKS):
-            mark = self._ended(id, version)
+            mark = self._ended(id, version, sign)
             if mark is not None:
                 return mark if mark.successor is not None else True
             there = self._found(id)
             if isinstance(there, Record):  # In the other form, or put back just now.
                 version = there.version
             elif there is None or there.successor is None:
-                break
+                # A server may carry a command out twice, and give the second answer.
+                return there is not None and there.ended == sign
         return False
 
-    def _ended(self, id: str, version: int) -> Mark | None:
+    def _ended(self, id: str, version: int, sign: str) -> Mark | None:
         """Return the tombstone made of a session, or the mark there with the end noted on it."""
         tries, now = 0, self._clock()
-        change = document.ending_or_noting(now)
+        change = document.ending_or_noting(now, sign)
 
         def end(them: Documents) -> dict[str, Any] | None:
             nonlocal tries
@@ -460,20 +465,13 @@ class Life:
         mark = None if found is None else document.read(found)
         return mark if type(mark) is Mark else None
 
-    def _forestall(self, id: str) -> bool:
+    def _forestall(self, id: str, sign: str) -> bool:
         """Keep a session from being stored; False for an id already taken."""
-        tombstone, tries = RawBSONDocument(document.tombstone(id, self._clock())), 0
-
-        def put(them: Documents) -> bool:
-            nonlocal tries
-            tries += 1
-            return insert(them, tombstone)
-
-        if self._sessions.attempt(put):
+        tombstone = RawBSONDocument(document.tombstone(id, self._clock(), sign))
+        if self._sessions.attempt(lambda them: insert(them, tombstone)):
             return True
-        there = self._found(id) if tries > 1 else None
-        # The tombstone that a second try finds is the first try's, whose answer is lost.
-        return type(there) is Mark and there.successor is None
+        there = self._found(id)  # The tombstone is our own, if an answer was lost.
+        return type(there) is Mark and there.ended == sign
 
     def _is_within(self, limit: int, record: Record, times: Times) -> bool:
         """End an owner's oldest logins beyond the limit; say whether `record` lives on.

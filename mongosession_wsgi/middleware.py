@@ -190,4 +190,6 @@ class _Response:
 def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
     """Say whether the server gets the `body` itself, to count items or to send a file."""
     wrapper = environ.get("wsgi.file_wrapper")
-    return hasattr(body, "__len__") or (isinstance(wrapper, type) and isinstance(body, wrapper))
+    if isinstance(wrapper, type) and isinstance(body, wrapper):
+        return True
+    return hasattr(body, "__len__") and not hasattr(body, "close")

@@ -170,17 +170,18 @@ def text(value: Any) -> str:
 
 def database_name(value: Any) -> str:
     """Read a name that MongoDB takes for a database."""
-    if not re.fullmatch(r'[^/\\. "$*<>:|?\0]{1,63}', text(value)):
+    if not re.fullmatch(r'[^/\\. "$*<>:|?\0-\x1f\x7f]{1,63}', text(value)):
         raise ValueError(
-            'a database name: 1 to 63 characters, none of / \\ . " $ * < > : | ? or space'
+            'a database name: 1 to 63 characters, none of / \\ . " $ * < > : | ?, space or newline'
         )
     return text(value)
 
 
 def collection_name(value: Any) -> str:
     """Read a name that MongoDB takes for a collection."""
-    if not re.fullmatch(r"(?!system\.)(?![.])[^$\0]{1,200}(?<![.])", text(value)) or ".." in value:
-        raise ValueError("a collection name: no $, no dot at either end, not 'system.…'")
+    name = r"(?!system\.)(?![.])[^$\0-\x1f\x7f]{1,200}(?<![.])"
+    if not re.fullmatch(name, text(value)) or ".." in value:
+        raise ValueError("a collection name: no $, no newline, no dot at an end, not 'system.…'")
     return text(value)
 
 
@@ -511,7 +512,7 @@ def _host(value: Any) -> str | list[str]:
             "percent-encoded"
         )
     hosts = [",".join(_parts(host)) if "://" not in host else host.strip() for host in hosts]
-    if any(option == "w" and not _acknowledges(w) for option, w in _uri_options(hosts)):
+    if any(option == "w" and not _acknowledges(w) for option, w in uri_options(hosts)):
         raise ValueError("without w=0: a session's write must be acknowledged")
     return hosts[0] if isinstance(value, str) else hosts
 
@@ -607,7 +608,7 @@ _HOST = re.compile(
 _SECRETS = ("password", "tlscertificatekeyfilepassword", "authmechanismprop", "auto_encryption")
 
 
-def _uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
+def uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield the options in the query part of each URI among `hosts`, their names in lower case."""
     for host in hosts:
         if host.startswith(("mongodb://", "mongodb+srv://")):
@@ -616,9 +617,19 @@ def _uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
                 yield option.lower(), unquote_plus(value)
 
 
+def check_uri(hosts: Iterable[str]) -> None:
+    """Raise `ValueError` for a value in a URI that the driver would ignore with a warning."""
+    for option, value in uri_options(hosts):
+        if option in VALIDATORS:
+            try:
+                _accepted_by_the_driver(option, value)
+            except ValueError as error:
+                raise ValueError(f"{option} in the URI must be {error}") from None
+
+
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     host = options.get("host", "localhost")
-    in_uri = dict(_uri_options([host] if isinstance(host, str) else host))
+    in_uri = dict(uri_options([host] if isinstance(host, str) else host))
     defaults = {name: value for name, value in DRIVER_DEFAULTS.items() if name not in in_uri}
     unlimited = {name: None for name in _UNLIMITED_AT_ZERO if _is_zero(in_uri.get(name))}
     return {"host": host, "port": 27017} | defaults | unlimited | options

@@ -112,8 +112,8 @@ class MongoStore:
         return session
 
     def retrieve(self, token: str) -> Session | None:
-        """Return the live session of `token`, or None."""
-        session = self.open(token)
+        """Return the live session of `token`, or None; raises `TypeError` unless it is a str."""
+        session = self.open(_checked("token", token))
         return session if session.id else None
 
     def flush(self, session: Session) -> Outcome:
@@ -277,13 +277,14 @@ def _loose_ends(
 
 
 def _checked(name: str, value: object) -> str:
-    """Return a text as it is stored.
+    """Return a text as it is stored; a text with a lone surrogate never is, and finds nothing.
 
     Refuse anything but a str, such as a query operator from a form or a JSON body.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name}: must be a str, not {type(value).__name__}")
-    return document.text_of(value)
+    stored = document.text_of(value)
+    return stored if stored.encode(errors="ignore").decode() == stored else ""
 
 
 def _info(record: Record, size: int) -> SessionInfo:

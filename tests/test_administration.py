@@ -15,7 +15,7 @@ from pymongo import MongoClient, monitoring
 from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, StoreError
-from mongosession_wsgi.cli import administration
+from mongosession_wsgi.cli import administration, health
 from mongosession_wsgi.cli.administration import Administration, Selection
 from mongosession_wsgi.cli.health import Finding, Health, Verdict
 from mongosession_wsgi.document import id_of
@@ -253,6 +253,22 @@ def test_a_clock_that_is_wrong_is_told(
     found = findings(store, clock=lambda: now + timedelta(hours=hours))["clock"]
     assert found.verdict is Verdict.WRONG
     assert where in found.words
+
+
+def test_sealed_sessions_that_this_python_could_not_open_are_told(
+    store: MongoStore, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealing = MongoStore(settings | {"session_sealed": True})
+    sealing.create()
+    found = [one for one in Health(store).findings() if one.what == "sealed sessions"]
+    assert [(one.verdict, one.words) for one in found] == [(Verdict.GOOD, "1 of 1")]
+    monkeypatch.setattr(health, "find_spec", lambda _: None)
+    monkeypatch.setattr(health, "_SAMPLE", 1)
+    found = [one for one in Health(store).findings() if one.what == "sealed sessions"]
+    assert [one.verdict for one in found] == [Verdict.GOOD, Verdict.NOTE]
+    assert found[0].words == "1 of 1, of the sessions that expire last"
+    assert "pip install 'mongosession-wsgi[sealed]'" in found[1].words
+    sealing.close()
 
 
 @pytest.mark.server

@@ -497,8 +497,13 @@ def test_what_version_2_stores_beside_is_shown(
     assert (second["label"], second["remembered"], second["sealed"]) == (None, False, True)
     _, screen = on_a_terminal(["list", "--newest", "2"], mongosession.environment)
     assert screen.splitlines()[1].split()[1:5] == ["alice", "Firefox", "on", "Linux"]
+    _, screen = on_a_terminal(["list"], mongosession.environment | {"COLUMNS": "120"})
+    assert sorted(line[-7:] for line in screen.splitlines()) == [" " * 7, " SEALED", " sealed"]
     _, screen = on_a_terminal(["list"], mongosession.environment | {"COLUMNS": "80"})
     assert {len(line) for line in screen.splitlines()} == {80}
+    assert sorted(line[-2:] for line in screen.splitlines()) == ["  ", " S", " s"]
+    lines = [line.split("\t") for line in mongosession("list").stdout.splitlines()]
+    assert sorted(line[6:] for line in lines) == [[], ["sealed"]]
     shown = mongosession("show", sealed, "--data").stdout
     assert "data        sealed" in shown
     assert "xyzzy" not in shown
@@ -507,6 +512,30 @@ def test_what_version_2_stores_beside_is_shown(
     assert "data" not in found
     mongosession("revoke", "--owner", "alice", "--yes")
     assert not live(stored)
+
+
+def test_stats_and_check_say_how_many_are_sealed(
+    mongosession: Command, stored: Collection[Any], database: str
+) -> None:
+    mongosession("init")
+    now = datetime.now(timezone.utc)
+    stored.insert_one(document(id_of("plain"), "alice", now))
+    assert "\n  sealed                 0\n" in mongosession("stats").stdout
+    assert "sealed sessions" not in mongosession("check").stdout
+    sealing = f"mongodb_session_db: {database}\nsession_sealed: true\n"
+    settings = Path(mongosession.folder, "sealing.yaml")
+    settings.write_text(f"mongodb_host: {mongosession.environment['MONGODB_URI']}\n{sealing}")
+    told = mongosession("check", "--settings", settings.name).stdout
+    assert "note   sealed sessions      0 of 1; each other stays so until its next login" in told
+    assert "mongosession revoke --settings sealing.yaml --all ends all" in told
+    for number in range(2):
+        stored.insert_one(document(id_of(f"{number}"), "alice", now) | {"v": 2})
+    assert json.loads(mongosession("stats", "--json").stdout)["sealed"] == 2
+    assert "\n  sealed                 2\n" in mongosession("stats").stdout
+    assert "ok     sealed sessions      2 of 3\n" in mongosession("check").stdout
+    found = json.loads(mongosession("check", "--json").stdout)
+    (one,) = (one for one in found["findings"] if one["what"] == "sealed sessions")
+    assert (one["verdict"], one["words"]) == ("ok", "2 of 3")
 
 
 def test_data_that_no_application_could_read_is_an_error(
@@ -565,7 +594,7 @@ def test_list_has_tabs_in_a_pipe_and_columns_on_a_terminal(
     code, screen = on_a_terminal(["list", "--newest", "3"], mongosession.environment)
     rows = screen.splitlines()
     assert code == 0
-    assert rows[0].split() == ["ID", "OWNER", "LABEL", "IDLE", "LEFT", "SIZE"]
+    assert rows[0].split() == ["ID", "OWNER", "LABEL", "IDLE", "LEFT", "SIZE", "S"]
     assert rows[3].split() == [many[2], "-", "-", "12h", "13d", "4.1", "KiB"]
     assert max(map(len, rows)) <= 100
 
@@ -695,7 +724,8 @@ def test_revoke_ends_what_is_just_being_regenerated(
     stored.delete_one({"_id": session.id})  # As if its second command were still to come.
     assert stored.count_documents({"owner": "alice"}) == 1
     mongosession("revoke", "--owner", "alice", "--yes")
-    assert stored.find_one({"_id": session.id, "ended": True}), "it can't be inserted any more"
+    tombstone = {"_id": session.id, "ended": {"$exists": True}}
+    assert stored.find_one(tombstone), "it can't be inserted any more"
 
 
 def test_revoke_asks_and_shows_a_bar_on_a_terminal(

@@ -641,6 +641,24 @@ def test_nothing_listens(made: Made) -> None:
     assert "nothing listens" in str(error)
 
 
+@pytest.mark.parametrize(
+    "option", ["timeoutMS=abc", "timeoutMS=-5", "tls=maybe", "authMechanism=SCRAM"]
+)
+def test_a_value_in_the_uri_that_the_driver_would_ignore(
+    made: Made, mongodb_uri: str, option: str
+) -> None:
+    host, port = address_of(mongodb_uri)
+    collection = made(f"mongodb://joe:secret@{host}:{port}/?{option}")
+    error = failure_of(lambda: collection.attempt(look))
+    assert f"{option.partition('=')[0].lower()} in the URI must be" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_a_time_in_the_uri_is_read_as_the_driver_reads_it(made: Made, mongodb_uri: str) -> None:
+    host, port = address_of(mongodb_uri)
+    assert made(f"mongodb://{host}:{port}/?timeoutMS=4e3").attempt(look) is None
+
+
 @pytest.mark.parametrize("direct", ["", "&directConnection=true"])
 def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str) -> None:
     host, port = address_of(mongodb_uri)
@@ -650,7 +668,10 @@ def test_a_replica_set_of_another_name(made: Made, mongodb_uri: str, direct: str
 
 CODES = {
     13: "grant it readWrite",
+    64: "Too few members",
+    100: "Too few members",
     121: "a validator",
+    14031: "disk of MongoDB is full",
     166: "is a view",
     16500: "throttles",
     8000: "plan of this MongoDB",

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 from pymongo.collection import Collection
+from werkzeug.local import LocalProxy
 
 from mongosession_wsgi import MongoStore, Session, SessionDataError
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
@@ -123,6 +124,7 @@ def hello(name: str = "Tee") -> str:
 def lazy_texts() -> Iterator[Any]:
     """Yield texts that are made when somebody looks at them, of each library that is here."""
     yield UserString("Hello, Tee")
+    yield LocalProxy(hello)
     with suppress(ImportError):
         from babel.support import LazyProxy
 
@@ -132,9 +134,10 @@ def lazy_texts() -> Iterator[Any]:
 
         yield LazyString(hello, name="Tee")
     with suppress(ImportError):
-        from django.utils.functional import lazystr
+        from django.utils.functional import SimpleLazyObject, lazystr
 
         yield lazystr("Hello, Tee")
+        yield SimpleLazyObject(hello)
 
 
 @pytest.mark.parametrize("text", [*lazy_texts()], ids=lambda text: type(text).__name__)
@@ -169,6 +172,7 @@ NOT_HELD = [
     (RECURSIVE, "90"),
     (nested(91), "90"),
     (datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))), "range"),
+    (LocalProxy(lambda: 1), "LocalProxy"),
     (bson.Binary(b"x", 4), "read again"),
     (bson.Code("f()", {"a": bson.Binary(b"x", 4)}), "read again"),
     (DBRef("coll", bson.Binary(b"x", 4)), "read again"),

@@ -802,6 +802,49 @@ def test_revoking_all_forestalls_a_rotation_between_its_two_commands(
 
 
 @pytest.mark.parametrize("loses", ["command", "answer"])
+def test_a_logout_that_forestalls_counts_though_an_answer_is_lost(
+    scene: Scene, clock: Clock, loses: str
+) -> None:
+    old, new = "o" * 43, "n" * 43
+    later = clock.now + timedelta(seconds=60)
+    scene.put(id_of(old), v=1, expires_at=later, successor=id_of(new), owner="alice")
+    session = scene.store.open(old)
+    session.destroy()
+    scene.server.plan("insert_one", loses=loses)
+    assert scene.store.flush(session) is Outcome.DESTROYED
+    assert scene.server.all_done
+    assert scene.at(id_of(new)) == "tombstone"
+
+
+def test_a_logout_counts_though_the_server_carries_it_out_twice(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = scene.stored({"a": 1}, owner="alice")
+    scene.request(token, regenerated)
+    once = scene.server.run
+
+    def twice(name: str, filter: dict[str, Any], act: Callable[[], Any]) -> Any:
+        if name == END:
+            once(name, filter, act)
+        return once(name, filter, act)
+
+    monkeypatch.setattr(scene.server, "run", twice)
+    session = scene.store.open(token)
+    session.destroy()
+    assert scene.store.flush(session) is Outcome.DESTROYED
+    assert scene.live() == []
+
+
+def test_a_second_logout_does_not_take_the_end_of_the_first_for_its_own(scene: Scene) -> None:
+    token = scene.stored({"a": 1}, owner="alice")
+    scene.request(token, regenerated)
+    for outcome in (Outcome.DESTROYED, Outcome.ENDED):
+        session = scene.store.open(token)
+        session.destroy()
+        assert scene.store.flush(session) is outcome
+
+
+@pytest.mark.parametrize("loses", ["command", "answer"])
 def test_revoking_all_ends_what_is_rotated_before_a_second_try(scene: Scene, loses: str) -> None:
     token = scene.stored({"a": 1}, owner="alice")
     scene.stored({"b": 1}, owner="alice")

@@ -11,7 +11,7 @@ from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pymongo import MongoClient, ReadPreference, WriteConcern
+from pymongo import AsyncMongoClient, MongoClient, ReadPreference, WriteConcern
 
 from mongosession_wsgi import MongoStore
 
@@ -50,6 +50,15 @@ def spans() -> Iterator[InMemorySpanExporter]:
     instrumentor.instrument(tracer_provider=provider, capture_statement=True)
     yield exporter
     instrumentor.uninstrument()
+
+
+def test_what_is_no_client_is_refused_before_a_write_is_lost(
+    mongodb_uri: str, settings: dict[str, Any]
+) -> None:
+    with MongoClient[Any](mongodb_uri) as client:
+        for other in (AsyncMongoClient[Any](mongodb_uri), mongodb_uri, client["shop"]):
+            with pytest.raises(TypeError, match="client: must be a MongoClient, not "):
+                MongoStore(settings, client=other)  # type: ignore[arg-type]
 
 
 def test_a_span_has_no_token(

@@ -357,8 +357,11 @@ def test_a_value_is_read(key: str, value: Any, read: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("mongodb_session_db", ["a.b", "a b", "a/b", "a$", "a\0", "x" * 64, 7, ["a"]]),
-        ("mongodb_session_coll", ["a$b", "system.x", ".a", "a.", "a..b", "a\0b", "x" * 201, 7]),
+        ("mongodb_session_db", ["a.b", "a b", "a/b", "a$", "a\0", "a\n", "x" * 64, 7, ["a"]]),
+        (
+            "mongodb_session_coll",
+            ["a$b", "system.x", ".a", "a.", "a..b", "a\0b", "a\r\n", "x" * 201, 7],
+        ),
         ("mongodb_host", [7, {}, [], [7], [""], ["a", None]]),
         ("mongodb_port", ["http", 0, -1, 65536, "65536", 2.5, True, "9" * 5000, "\u0663", [1]]),
         ("mongodb_username", [[]]),

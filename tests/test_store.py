@@ -107,6 +107,15 @@ def test_revoking_ends_one_or_all_of_an_owner(store: MongoStore) -> None:
     assert [info.owner for info in store.sessions()] == ["bob"]
 
 
+def test_a_text_that_nobody_can_store_finds_nothing(store: MongoStore) -> None:
+    session = store.create({"a": 1})
+    lone = "\ud800"
+    assert store.retrieve(lone * 43) is None
+    assert list(store.sessions(lone)) == []
+    assert (store.revoke(lone), store.revoke_all(lone, keep=lone)) == (0, 0)
+    assert [info.id for info in store.sessions()] == [session.id]
+
+
 def test_purge_deletes_what_has_expired_and_nothing_else(
     store: MongoStore, stored: Collection[Any], clock: Clock
 ) -> None:

@@ -436,6 +436,29 @@ def test_late_changes_between_a_write_and_the_list_are_written(
     assert [one.data for one in store.sessions()] == ([] if ends else [{"a": 1, "b": 2}])
 
 
+class Counted(list[bytes]):
+    """A body whose items a server may count, and which does something at its end."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__([b"one"])
+        self._session = session
+
+    def close(self) -> None:
+        self._session["b"] = 2
+
+
+def test_late_changes_by_the_end_of_a_body_that_may_be_counted_are_written(
+    wrapped: Any, store: MongoStore
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:  # No validator hides the body.
+        start_response("200 OK", PLAIN)
+        return Counted(environ["mongosession"])
+
+    cookie = f"mongosession={store.create({'a': 1}).token}"
+    call(wrapped(app), environ_of(HTTP_COOKIE=cookie))
+    assert [one.data for one in store.sessions()] == [{"a": 1, "b": 2}]
+
+
 def test_late_changes_of_a_response_that_failed_are_dropped(
     visit: Any, store: MongoStore, stored: Collection[Any]
 ) -> None:

@@ -105,6 +105,7 @@ class Statistics:
     live: int = 0
     expired: int = 0
     logged_in: int = 0
+    sealed: int = 0
     sized: bool = True
     bytes: int = 0
     largest: int = 0
@@ -145,7 +146,7 @@ class Administration:
     def count_ids(self, ids: Sequence[str]) -> int:
         """Return how many of these ids are of sessions that live, if by now under a new id."""
         among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
-        return self._counted(among | document.OURS | live | {"ended": {"$ne": True}})
+        return self._counted(among | document.OURS | live | {"ended": {"$exists": False}})
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""
@@ -321,6 +322,7 @@ class Administration:
         for one in self.sessions(Selection()):
             statistics.live += 1
             statistics.logged_in += one.owner is not None
+            statistics.sealed += one.sealed
             statistics.ages[bisect_right(ages, (now - one.created_at).total_seconds())] += 1
             statistics.idle[bisect_right(ages, (now - one.seen_at).total_seconds())] += 1
             if one.size is None:
@@ -409,11 +411,12 @@ def _counting(conditions: dict[str, Any], now: datetime) -> list[dict[str, Any]]
     ages = [round(age.total_seconds() * 1000) for age in AGES]
     kind = {
         "logged_in": {"$cond": [{"$eq": ["$owner", None]}, 0, 1]},
+        "sealed": {"$cond": [{"$eq": ["$v", document.SEALED]}, 1, 0]},
         "size": _bucket("$size", SIZES),
         "age": _bucket({"$subtract": [now, "$created_at"]}, ages),
         "idle": _bucket({"$subtract": [now, "$seen_at"]}, ages),
     }
-    moments = {"owner": 1, "created_at": 1, "seen_at": 1, "size": _SIZE}
+    moments = {"v": 1, "owner": 1, "created_at": 1, "seen_at": 1, "size": _SIZE}
     counts = {"count": {"$sum": 1}, "bytes": {"$sum": "$size"}, "largest": {"$max": "$size"}}
     return [{"$match": conditions}, {"$project": moments}, {"$group": {"_id": kind} | counts}]
 
@@ -430,6 +433,7 @@ def _add_group(statistics: Statistics, group: RawBSONDocument) -> None:
     kind, count = group["_id"], group["count"]
     statistics.live += count
     statistics.logged_in += count * kind["logged_in"]
+    statistics.sealed += count * kind["sealed"]
     statistics.ages[kind["age"]] += count
     statistics.idle[kind["idle"]] += count
     if not group.get("largest"):  # Some servers leave expressions out, and tell no size.

@@ -32,7 +32,7 @@ _JSON = json_util.JSONOptions(
 _BAR = 40
 _ID, _SPAN, _SIZE = 43, 4, 8
 """The widths of columns."""
-_LEAST_TEXT = 8
+_LEAST_TEXT, _GOOD_TEXT = 7, 16
 _DRIVER = "The driver says: "
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _SIZES = (("MiB", 1024**2), ("KiB", 1024))
@@ -105,21 +105,24 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
         for one in summaries:
             moments = (one.created_at, one.seen_at, one.expires_at)
             texts = (one.id, printable(one.owner or ""), *map(datetime.isoformat, moments))
-            yield "\t".join((*texts, "" if one.size is None else str(one.size)))
+            size = "" if one.size is None else str(one.size)
+            yield "\t".join((*texts, size, *(["sealed"] if one.sealed else [])))
         return
-    room = shutil.get_terminal_size().columns - _ID - 2 * _SPAN - _SIZE - 5
+    room = shutil.get_terminal_size().columns - _ID - 2 * _SPAN - _SIZE - 6
+    sealed = "sealed" if room >= 2 * _GOOD_TEXT + len("sealed") else "s"
+    room -= len(sealed)
     label = max(room // 2, _LEAST_TEXT)
     owner = max(room - label, _LEAST_TEXT)
     head = (
         f"{'ID':{_ID}} {'OWNER':{owner}} {'LABEL':{label}} "
-        f"{'IDLE':>{_SPAN}} {'LEFT':>{_SPAN}} {'SIZE':>{_SIZE}}\n"
+        f"{'IDLE':>{_SPAN}} {'LEFT':>{_SPAN}} {'SIZE':>{_SIZE}} {sealed.upper()}\n"
     )
     for one in summaries:
         idle, left = in_span(now - one.seen_at), in_span(one.expires_at - now)
         size = "-" if one.size is None else in_size(one.size)
         texts = _in_column(one.owner or "-", owner), _in_column(one.label or "-", label)
         row = f"{one.id:{_ID}} {' '.join(texts)} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
-        yield head + row
+        yield f"{head}{row} {sealed if one.sealed else ' ' * len(sealed)}"
         head = ""
 
 
@@ -209,6 +212,7 @@ def statistics(found: Statistics) -> None:
         ("live", found.live),
         ("  logged in", found.logged_in),
         ("  anonymous", found.anonymous),
+        ("  sealed", found.sealed),
         ("expired", found.expired),
     ):
         styled(Text(f"{what:14}{count:>12,}"))
@@ -240,6 +244,7 @@ def as_json(found: Statistics) -> dict[str, Any]:
         "live": found.live,
         "logged_in": found.logged_in,
         "anonymous": found.anonymous,
+        "sealed": found.sealed,
         "expired": found.expired,
         "bytes": found.bytes if found.sized else None,
         "largest_bytes": found.largest if found.sized else None,

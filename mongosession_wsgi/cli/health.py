@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from secrets import token_urlsafe
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ _LONGEST_LAG = timedelta(minutes=5)
 """The TTL monitor comes by every minute; much longer waits mean that the monitor is behind."""
 _LARGEST_DIFFERENCE = timedelta(seconds=10)
 """Well below the minute of the mark of a regenerated session."""
+_SAMPLE = 1000
+"""The sessions that are asked for their form; the form has no index."""
 _NO_SUCH_COMMAND = {59, 115}
 
 
@@ -65,6 +68,7 @@ class Health:
         yield from self._findings("write concern", self._write_concern)
         yield from self._index_findings()
         yield from self._findings("expired sessions", self._expired_sessions, "hello")
+        yield from self._findings("sealed sessions", self._sealed_sessions)
         yield from self._findings("clock", self._clock_difference, "hello")
         yield from self._findings("round trip", self._round_trip)
         yield from self._findings("sizes", self._sizes)
@@ -163,6 +167,34 @@ class Health:
                 (
                     f"{waits}: it is off or behind (ttlMonitorEnabled), or this server has none; "
                     f"{self._hint('purge')} does its work"
+                ),
+            )
+
+    def _sealed_sessions(self) -> Iterator[Judged]:
+        """Look at the sessions that expire last, which their index finds; say nothing of none."""
+        live = document.SESSION | {"expires_at": {"$gt": self._clock()}}
+        latest = {"sort": [("expires_at", -1)], "limit": _SAMPLE}
+        forms = [raw["v"] for raw in self._store.collection.find(live, {"v": 1}, **latest)]
+        count, wanted = forms.count(document.SEALED), self._store.settings.sealed
+        if not (count or (wanted and forms)):
+            return
+        words = f"{count:,} of {len(forms):,}"
+        if len(forms) == _SAMPLE:
+            words += ", of the sessions that expire last"
+        if wanted and count < len(forms):
+            ending = f"{self._hint('revoke')} --all"
+            yield (
+                Verdict.NOTE,
+                f"{words}; each other stays so until its next login, and {ending} ends all",
+            )
+        else:
+            yield Verdict.GOOD, words
+        if find_spec("cryptography") is None:
+            yield (
+                Verdict.NOTE,
+                (
+                    "this Python has no cryptography, and an application that runs in it answers "
+                    "503 to their visitors; pip install 'mongosession-wsgi[sealed]'"
                 ),
             )
 

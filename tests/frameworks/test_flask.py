@@ -557,7 +557,7 @@ def test_permanent_before_each_request_costs_no_look(
     on(app, "/idle")(lambda: None)
     assert browser.get("/set?value=1").commands == ["insert"]
     assert browser.get("/set?value=2").commands == ["update"]
-    assert browser.get("/idle").commands == []
+    assert browser.get("/idle").commands == ["find"]  # The token may say what was once so.
     (known,) = store.sessions()
     assert store.revoke(known.id) == 1
     answer = browser.get("/set?value=3")  # A session begins, and is permanent as well.
@@ -591,6 +591,24 @@ def test_no_longer_permanent_reaches_the_browser_whatever_the_token_says(
     (known,) = store.sessions()
     assert not known.remembered
     assert browser.get("/passing").cookie is None
+
+
+@pytest.mark.parametrize("begins_permanent", [True, False])
+def test_the_last_word_on_permanent_counts(
+    begins_permanent: bool, app: Flask, browser: Browser, store: MongoStore
+) -> None:
+    """Also where a request says nothing else, and the token tells how the session began."""
+
+    @on(app)
+    def _() -> None:
+        session.permanent = "permanent" in request.args
+        if "set" in request.args:
+            session["n"] = 1
+
+    browser.get("/?set&permanent" if begins_permanent else "/?set")
+    for path, is_permanent in (("/", False), ("/?permanent", True), ("/", False)):
+        browser.get(path)
+        assert [info.remembered for info in store.sessions()] == [is_permanent]
 
 
 def test_an_ended_permanent_session_gets_no_cookie(
