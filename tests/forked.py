@@ -81,7 +81,8 @@ def serve(asking: socket.socket) -> None:
         child = os.fork()
         if child == 0:
             asking.close()
-            _become(*json.loads(message), list(streams))
+            arguments, environment, folder = json.loads(message)
+            _become(arguments, environment, folder, list(streams))
             return
         for descriptor in streams:
             os.close(descriptor)
