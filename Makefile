@@ -65,7 +65,7 @@ operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=20000
 races: $(INSTALLED)  ## race overlapping requests (ROUNDS=10000, SERVER=java: in parallel, with a JDK and Maven)
 	@$(BIN)/python -m tests.races --rounds $(or $(ROUNDS),10000) $(if $(SERVER),--server $(SERVER))
 
-explore: $(INSTALLED)  ## try every order of the commands of two and three requests, with every fault (ARGS="--sets pairs")
+explore: $(INSTALLED)  ## try every order of the commands of two requests, with every fault (ARGS="--sets pairs")
 	@$(BIN)/python -m tests.explore $(ARGS)
 
 faults: $(INSTALLED)  ## break MongoDB and the way to it in all ways, and print what came of it

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
+import hypothesis
 import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
@@ -16,6 +17,12 @@ from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
 from .measured import measure_no_more
+
+# Time limits of Hypothesis would fail on a busy machine.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from .forked import Forks
 from .measured import MEASURED
 from .proxy import Proxy
 
@@ -45,10 +46,7 @@ LONGEST_WAIT = 60.0
 @pytest.fixture
 def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, str]:
     """What a process of the command finds in its environment: where this test's sessions are."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
-    return kept | {
-        "PYTHONPATH": str(TREE),
-        "PYTHONWARNINGS": "error",
+    return environment_of_python() | {
         "MONGODB_URI": mongodb_uri,
         "MONGOSESSION_DB": database,
         "TERM": "xterm-256color",
@@ -56,25 +54,44 @@ def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, st
     }
 
 
-class Command:
-    """Runs the command, and keeps it from what the tests' own environment has."""
+def environment_of_python() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
+    return kept | {"PYTHONPATH": str(TREE), "PYTHONWARNINGS": "error"}
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with closing(Forks(environment_of_python())) as forks:
+        yield forks
+
+
+class Command:
+    """Runs the command, and keeps it from what the tests' own environment has.
+
+    A variable for Python itself counts only where Python starts, and not in a fork.
+    """
+
+    def __init__(self, environment: dict[str, str], folder: Path, forks: Forks) -> None:
         self.environment = environment
         self.folder = folder
+        self.forks = forks
 
     def __call__(
         self, *arguments: str, input: str = "", code: int = 0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*MODULE, *arguments],
-            env=self.environment | environment,
-            cwd=self.folder,
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=LONGEST_WAIT,
-        )
+        whole = self.environment | environment
+        if any(name.startswith(("PYTHON", "LC_")) for name in environment):
+            done = subprocess.run(
+                [*MODULE, *arguments],
+                env=whole,
+                cwd=self.folder,
+                input=input,
+                capture_output=True,
+                text=True,
+                timeout=LONGEST_WAIT,
+            )
+        else:
+            done = self.forks.run(arguments, whole, self.folder, input, LONGEST_WAIT)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert SECRET not in done.stdout + done.stderr
@@ -82,8 +99,8 @@ class Command:
 
 
 @pytest.fixture
-def mongosession(environment: dict[str, str], tmp_path: Path) -> Command:
-    return Command(environment, tmp_path)
+def mongosession(environment: dict[str, str], tmp_path: Path, forks: Forks) -> Command:
+    return Command(environment, tmp_path, forks)
 
 
 @pytest.fixture

@@ -383,7 +383,7 @@ class SealedModel(Model):
         )
 
 
-RUNS = settings(max_examples=60, stateful_step_count=25, deadline=None, report_multiple_bugs=False)
+RUNS = settings(max_examples=60, stateful_step_count=25, report_multiple_bugs=False)
 TestModel: Any = Model.TestCase
 TestModel.settings = RUNS
 TestSealedModel: Any = SealedModel.TestCase
