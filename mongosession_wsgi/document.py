@@ -167,9 +167,9 @@ def marked(id_: str, now: datetime) -> dict[str, Any]:
     return MARK | {"_id": id_, "expires_at": {"$gt": now}}
 
 
-def standing(id_: str, now: datetime, version: int, *, or_ended: bool) -> dict[str, Any]:
+def standing(id_: str, now: datetime, version: int) -> dict[str, Any]:
     """Return the filter of a live session of one form, or of a mark with a successor."""
-    mark = MARK if or_ended else MARK | {"successor": {"$exists": True}}
+    mark = MARK | {"successor": {"$exists": True}}
     return {"_id": id_, "expires_at": {"$gt": now}, "$or": [SESSION | {"v": version}, mark]}
 
 

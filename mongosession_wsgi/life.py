@@ -446,23 +446,18 @@ class Life:
             if isinstance(there, Record):  # In the other form, or put back just now.
                 version = there.version
             elif there is None or there.successor is None:
-                # A server may carry a command out twice, and give the second answer.
+                # Our own tombstone, if an answer was lost, or the command carried out twice.
                 return there is not None and there.ended == sign
         return False
 
     def _ended(self, id: str, version: int, sign: str) -> Mark | None:
         """Return the tombstone made of a session, or the mark there with the end noted on it."""
-        tries, now = 0, self._clock()
+        now = self._clock()
+        standing = document.standing(id, now, version)
         change = document.ending_or_noting(now, sign)
-
-        def end(them: Documents) -> dict[str, Any] | None:
-            nonlocal tries
-            tries += 1
-            # The tombstone that a second try finds is the first try's, whose answer is lost.
-            selected = document.standing(id, now, version, or_ended=tries > 1)
-            return them.find_one_and_update(selected, change, return_document=True)
-
-        found = self._sessions.attempt(end)
+        found = self._sessions.attempt(
+            lambda them: them.find_one_and_update(standing, change, return_document=True)
+        )
         mark = None if found is None else document.read(found)
         return mark if type(mark) is Mark else None
 
