@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import cache
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -551,13 +552,19 @@ def _log_foreign(id_: str) -> None:
 
 def _new_seal(token: Token) -> Seal:
     """Return the seal of a token's session."""
+    return _kind_of_seal()(token)
+
+
+@cache
+def _kind_of_seal() -> type[Seal]:
+    """Import the seal once, at the first need: an import statement takes as long as a seal."""
     try:
         from .seal import Seal
     except ImportError as error:
         raise StoreError(
             "A sealed session needs cryptography; pip install 'mongosession-wsgi[sealed]'"
         ) from error
-    return Seal(token)
+    return Seal
 
 
 def _seal_of(visit: Visit) -> Seal:

@@ -6,6 +6,7 @@ import base64
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bson
@@ -16,7 +17,14 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, Session, SettingsError, StoreError, life
+from mongosession_wsgi import (
+    MongoStore,
+    Session,
+    SessionDataError,
+    SettingsError,
+    StoreError,
+    life,
+)
 from mongosession_wsgi.document import SEALED, Token, id_of, new_token, version_of
 from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.seal import Seal
@@ -300,46 +308,91 @@ def test_a_value_that_does_not_open_makes_the_session_none(
     assert after == before
 
 
-def test_the_database_its_log_and_the_drivers_log_show_nothing(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    with EmbeddedServer(tmp_path / "data") as server:
-        host = {"mongodb_host": server.uri, "mongodb_session_db": "shop"}
-        store = MongoStore(host | SEALS)
-        session = store.create(
-            {"creditcard": "4111111111111111", "nested": {"inmostname": ["deepestvalue"]}}
-        )
-        token = session.token or ""
-        blind = store.open(token)
-        blind["streetname"] = "Fleet Street"
-        store.flush(blind)
-        login = store.open(token)
-        login.login("alice", label="Firefox")
+SECRETS = ("creditcard", "4111111111111111", "inmostname", "deepestvalue", "streetname",
+           "Fleet Street")  # fmt: skip
+PLACES = ("documents and indexes", "files and logs", "log of the driver", "commands")
+
+
+def use_of(store: MongoStore) -> tuple[Session, Session]:
+    """Store the secrets by all kinds of commands, and fail to; return the sessions."""
+    session = store.create(
+        {"creditcard": "4111111111111111", "nested": {"inmostname": ["deepestvalue"]}}
+    )
+    blind = store.open(session.token)
+    blind["streetname"] = "Fleet Street"
+    store.flush(blind)
+    login = store.open(session.token)
+    login.login("alice", label="Firefox")
+    store.flush(login)
+    login["nested"]["inmostname"].append(object())
+    with pytest.raises(SessionDataError):
         store.flush(login)
-        with MongoClient[Any](server.uri) as client:
-            dumped = [bson.encode(one) for one in client.shop.sessions.find()]
+    return session, login
+
+
+def left_behind(folder: Path, log: pytest.LogCaptureFixture, **sealing: Any) -> dict[str, bytes]:
+    """Return all that a store with secret names and values leaves behind, by the place."""
+    log.set_level(logging.DEBUG)
+    with EmbeddedServer(folder) as server:
+        store = MongoStore({"mongodb_host": server.uri, "mongodb_session_db": "shop"} | sealing)
+        store.ensure_indexes()
+        with RECORDER.request() as commands:
+            session, login = use_of(store)
         store.close()
-    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    everything = b"".join([*dumped, *files, caplog.text.encode()])
-    for secret in (
-        "creditcard",
-        "4111111111111111",
-        "inmostname",
-        "deepestvalue",
-        "streetname",
-        "Fleet Street",
-    ):
+        told = log.text.encode()
+        with MongoClient[Any](server.uri) as client:
+            dumped = [
+                bson.encode(one)
+                for name in client.list_database_names()
+                for collection in client[name].list_collections()
+                for among in [client[name][collection["name"]]]
+                for one in [collection, *among.list_indexes(), *among.find()]
+            ]
+    assert session.token is not None
+    files = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    sent = (bson.encode(event.command) for event in commands)
+    found = dict(
+        zip(PLACES, (b"".join(dumped), b"".join(files), told, b"".join(sent)), strict=True)
+    )
+    for place, bytes_there in found.items():
+        assert b"alice" in bytes_there, f"{place}: where is the owner?"
+        assert session.token.encode() not in bytes_there
+        assert str(login.token).encode() not in bytes_there
+    return found
+
+
+def shown_in(found: bytes) -> set[str]:
+    """Return the secrets that stand there in any form that is no encryption."""
+    return {
+        secret
+        for secret in SECRETS
         for form in (
             secret.encode(),
-            base64.b64encode(secret.encode()).rstrip(b"="),
+            base64.b64encode(secret.encode()).rstrip(b"=")[:-1],
             secret.encode().hex().encode(),
             secret.encode("utf-16-le"),
-        ):
-            assert form not in everything, secret
-    assert token.encode() not in everything
-    assert id_of(login.token or "").encode() in everything
-    assert b"alice" in everything
+            secret.encode()[::-1],
+        )
+        if form in found
+    }
+
+
+def test_the_database_its_log_and_the_drivers_log_show_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = left_behind(tmp_path, caplog, **SEALS)
+    assert {place: shown_in(bytes_there) for place, bytes_there in found.items()} == {
+        place: set() for place in PLACES
+    }
+
+
+def test_the_same_search_finds_everything_of_a_session_that_is_not_sealed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = left_behind(tmp_path, caplog)
+    assert {place: shown_in(bytes_there) for place, bytes_there in found.items()} == {
+        place: set(SECRETS) for place in PLACES
+    }
 
 
 def test_a_token_tells_its_form() -> None:

@@ -242,8 +242,7 @@ def test_two_servers_keep_each_others_sessions(
             more = {f"{turn}.{number}": str(number) for number in range(8)}
             with ThreadPoolExecutor(8) as pool:
                 queries = [f"{key}={value}" for key, value in more.items()]
-                asked = zip(queries, addresses * 4, strict=True)
-                for _, after in pool.map(lambda one: get(one[1], one[0], token), asked):
+                for _, after in pool.map(get, addresses * 4, queries, [token] * 8):
                     assert after == token
             expected |= more
             form = SEALED if address == addresses[1] else PLAIN

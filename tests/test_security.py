@@ -23,10 +23,11 @@ from pyramid.config import Configurator
 from pyramid.response import Response as PyramidResponse
 
 from mongosession_wsgi import MongoStore, Session, SessionMiddleware, StoreError
-from mongosession_wsgi.document import id_of
+from mongosession_wsgi.document import Token, id_of
 from mongosession_wsgi.exchange import UNAVAILABLE
 from mongosession_wsgi.falcon import SessionComponent
 from mongosession_wsgi.flask import MongoSessionInterface
+from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing import MemoryStore
 from mongosession_wsgi.testing.requests import Clock
@@ -715,6 +716,87 @@ def test_the_database_holds_no_name_and_no_value_of_a_sealed_session(sealed: Sce
         "watchword": "carpe diem",
         "diagnosis": ["gout, of both feet", "anaemia"],
     }
+
+
+def life_of(scene: Scene, secrets: dict[str, Any]) -> str:
+    """Let a visitor store secrets, change and remove some, and log in; return their token."""
+    first, *_, last = secrets
+    token = scene.stored(secrets, owner="alice", label="Firefox")
+    scene.request(token, lambda session: session.update({first: secrets[last]}))
+    scene.request(token, lambda session: session.pop(last))
+    scene.request(token, log_out)
+    token = scene.stored({first: secrets[last]})
+    return str(scene.request(token, log_in("bob", remember=True)).token)
+
+
+def seen_without_a_cookie(scene: Scene) -> list[Any]:
+    """Return all that the documents tell, with a word for what is random by construction."""
+    told: list[Any] = []
+    for number, raw in enumerate(scene.server.documents.values()):
+        fields = bson.decode(raw)
+        assert fields.keys() <= OPENLY | {"data"}, "a field that nobody has thought of"
+        data = fields.pop("data", {})
+        ids = {name: f"id {number}" for name in ("_id", "successor") if name in fields}
+        told.append(fields | ids)
+        told.append(
+            [
+                (len(name), len(value) if isinstance(value, bytes) else value)
+                for name, value in data.items()
+            ]
+        )
+    return told
+
+
+OPENLY = {"_id", "v", "owner", "label", "remember", "created_at", "seen_at", "expires_at"}
+OPENLY |= {"successor", "login", "ended"}
+"""The fields of sessions and marks beside the data."""
+
+
+def test_who_has_the_database_and_the_source_but_no_cookie_gets_no_data(clock: Clock) -> None:
+    """Two visitors with other secrets of the same sizes leave the same behind, but for chance."""
+    secrets = [
+        {"card": "4111 1111", "diagnosis": ["gout"], "n": 1},
+        {"iban": "GB33 BUKB", "addresses": ["Kent"], "z": 7},
+    ]
+    scenes = [Scene(clock, session_sealed=True) for _ in secrets]
+    tokens = [life_of(scene, one) for scene, one in zip(scenes, secrets, strict=True)]
+    assert seen_without_a_cookie(scenes[0]) == seen_without_a_cookie(scenes[1])
+    for scene in scenes:
+        dump = b"".join(scene.server.documents.values())
+        assert not [
+            word for word in (*tokens, "4111", "BUKB", "card", "iban") if word.encode() in dump
+        ]
+        sessions = [one for one in map(bson.decode, scene.server.documents.values()) if "data" in one]
+        opened = [
+            Seal(Token(guess)).open(one["data"])
+            for one in sessions
+            for guess in guesses_of(scene, one)
+        ]
+        assert len(opened) > 10
+        assert set(opened) == {None}
+        assert [info.data for info in scene.another().sessions()] == [{}]
+    for scene, token, one in zip(scenes, tokens, secrets, strict=True):
+        assert scene.another().retrieve(token) == {[*one][0]: [*one.values()][-1]}
+
+
+def test_the_same_look_tells_two_visitors_apart_whose_sessions_are_not_sealed(
+    clock: Clock,
+) -> None:
+    scenes = [Scene(clock) for _ in range(2)]
+    for scene, secret in zip(scenes, ("4111", "5111"), strict=True):
+        life_of(scene, {"card": secret, "kept": secret})
+    assert seen_without_a_cookie(scenes[0]) != seen_without_a_cookie(scenes[1])
+
+
+def guesses_of(scene: Scene, document: dict[str, Any]) -> Iterator[str]:
+    """Yield what an attacker finds beside a sealed session, as what its token might be."""
+    yield ""
+    for word in [*scene.server.documents, *document["data"], "alice", "bob", "Firefox"]:
+        yield word
+        yield id_of(Token(word))
+    for value in document["data"].values():
+        yield urlsafe_b64encode(value[:32]).decode()[:43]
+        yield urlsafe_b64encode(value[-32:]).decode()[:43]
 
 
 def test_only_the_token_tells_how_a_name_is_stored(sealed: Scene) -> None:

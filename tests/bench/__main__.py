@@ -22,7 +22,7 @@ from . import report
 from .contenders import ROWS
 from .contest import PROCESSES, TOGETHER
 from .growth import by_sessions
-from .measure import Figures, by_keys, counted, setting_of, started, threaded, timed
+from .measure import Figures, by_keys, counted, sealed, setting_of, started, threaded, timed
 
 COMPARED = [row for row in ROWS if row.kind in ("untouched", "read", "set", "read and set")]
 SIZES = (10_000, 100_000, 1_000_000)
@@ -31,6 +31,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="only this package and the floor")
+    parser.add_argument("--sealed", action="store_true", help="only sealed sessions and others")
     parser.add_argument("--rounds", type=int, default=6, help="of 32 requests a cell (6)")
     parser.add_argument("--full", action="store_true", help="up to a million sessions stored")
     parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md")
@@ -40,9 +41,15 @@ def main() -> None:
         figures: Figures = json.loads(report.RESULTS.read_text())
     else:
         figures = measured(asked)
-    print(report.quick_text(figures) if asked.quick else report.as_text(figures))
+    print(_text_of(asked, figures))
     if asked.report or asked.again:
         report.write(figures)
+
+
+def _text_of(asked: argparse.Namespace, figures: Figures) -> str:
+    if asked.sealed:
+        return report.sealed_text(figures)
+    return report.quick_text(figures) if asked.quick else report.as_text(figures)
 
 
 def measured(asked: argparse.Namespace) -> Figures:
@@ -51,9 +58,12 @@ def measured(asked: argparse.Namespace) -> Figures:
         figures: dict[str, Any] = {
             "setting": setting_of(uri) | {"embedded": embedded, "rounds": rounds}
         }
-        with started(uri, [TOGETHER]) as processes:
-            figures["beside the floor"] = timed(processes, COMPARED, 4 * rounds, tell)
-        if not asked.quick:
+        if asked.sealed or not asked.quick:
+            figures["sealed"] = sealed(uri, 2 * rounds, tell)
+        if not asked.sealed:
+            with started(uri, [TOGETHER]) as processes:
+                figures["beside the floor"] = timed(processes, COMPARED, 4 * rounds, tell)
+        if not (asked.quick or asked.sealed):
             figures |= counted(uri, tell)
             with started(uri, PROCESSES) as processes:
                 figures["time"] = timed(processes, ROWS, rounds, tell)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
+from importlib import import_module
 from random import Random
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
@@ -44,6 +45,10 @@ class Row(NamedTuple):
 SMALL, LARGE = Contents(3, 20), Contents(50, 100)
 ALIKE = ("untouched", "first visit")
 """The kinds to which it is all one what the session holds."""
+SEALED_ROWS = [
+    Row(kind, of) for of in (SMALL, LARGE) for kind in ("read", "read all", "set", "read and set")
+]
+"""The requests by which sealed sessions are compared with others."""
 ROWS = [
     *(Row(kind, SMALL) for kind in ("untouched", "first visit")),
     *(Row(kind, of) for of in (SMALL, LARGE) for kind in ("read", "set", "read and set")),
@@ -85,6 +90,8 @@ def act(
                 session[key] = value
         case "read":
             session["key000"]
+        case "read all":
+            dict(session)
         case "set" | "first visit":
             session["key000"] = fresh()
         case "read and set":
@@ -113,17 +120,22 @@ def bare(uri: str, database: str) -> Application:
     return plain(lambda kind, environ: None)
 
 
-def ours(uri: str, database: str, secure: str = "true") -> Application:
+def ours(uri: str, database: str, secure: str = "true", **settings: str) -> Application:
     def use(kind: str, environ: dict[str, Any]) -> None:
         session = environ["mongosession"]
         act(kind, session, environ, lambda: session.login("alice"), session.destroy)
 
-    settings = {"mongodb_host": uri, "mongodb_session_db": database, "session_secure": secure}
+    settings |= {"mongodb_host": uri, "mongodb_session_db": database, "session_secure": secure}
     return SessionMiddleware(plain(use), settings)
 
 
 def ours_auto(uri: str, database: str) -> Application:
     return ours(uri, database, "auto")
+
+
+def ours_sealed(uri: str, database: str) -> Application:
+    import_module("cryptography")  # Without it, this contender is left out.
+    return ours(uri, database, session_sealed="true")
 
 
 class Floor:
@@ -155,7 +167,7 @@ class Floor:
 
     def _use(self, kind: str, id_: str, now: datetime, environ: dict[str, Any]) -> str | None:
         match kind:
-            case "read":
+            case "read" | "read all":
                 self._find(id_, now)["key000"]
             case "set":
                 self._update(id_, now, {"data.key000": fresh()})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import peers
-from .contenders import ROWS, Application, Floor, Row, bare, ours, ours_auto
+from .contenders import ROWS, Application, Floor, Row, bare, ours, ours_auto, ours_sealed
 
 
 class Contender(NamedTuple):
@@ -28,6 +28,7 @@ CONTENDERS = {
         Contender("floor", Floor, "bare"),
         Contender("ours", ours, "bare"),
         Contender("ours, auto", ours_auto, "bare"),
+        Contender("ours, sealed", ours_sealed, "bare"),
         Contender("Beaker", peers.beaker, "bare", "ours"),
         Contender("Beaker, tuned", peers.beaker_tuned, "bare", "ours"),
         Contender("Flask alone", peers.flask_alone, "Flask alone"),
@@ -43,7 +44,11 @@ RIVALS = {name: of.rival for name, of in CONTENDERS.items() if of.rival is not N
 """What every peer is compared with."""
 TOGETHER = ("bare", "floor", "ours", "ours, auto")
 """Those whose figures are compared by ratios have one process; every other has its own."""
-PROCESSES = [TOGETHER, *((name,) for name in CONTENDERS if name not in TOGETHER)]
+SEALED = ("floor", "ours", "ours, sealed")
+"""The same for sealed sessions, which have tables of their own."""
+EVERYWHERE = [name for name in CONTENDERS if name != "ours, sealed"]
+"""Those who are in all other tables."""
+PROCESSES = [TOGETHER, *((name,) for name in EVERYWHERE if name not in TOGETHER)]
 
 
 def runs(name: str, row: Row) -> bool:

@@ -18,8 +18,8 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from .contenders import ROWS, SMALL, Contents, Row
-from .contest import CONTENDERS, runs
+from .contenders import ROWS, SEALED_ROWS, SMALL, Contents, Row
+from .contest import EVERYWHERE, SEALED, runs
 
 ROOT = Path(__file__).parents[2]
 KEYS = (1, 10, 100, 1000)
@@ -33,6 +33,7 @@ GROWING = ("floor", "ours", "Beaker, tuned", "Flask-Session, tuned", "Django")
 PACKAGES = (
     "pymongo",
     "Werkzeug",
+    "cryptography",
     "Beaker",
     "Flask",
     "Flask-Session",
@@ -143,7 +144,7 @@ def in_turns(
 def counted(uri: str, tell: Tell) -> Figures:
     """Return the commands and the bytes of each row, those of growing sessions, and the memory."""
     found: Figures = {"wire": {row.label: {} for row in ROWS}, "wire by keys": {}, "memory": {}}
-    for name in CONTENDERS:
+    for name in EVERYWHERE:
         tell(f"commands, bytes, memory: {name}")
         with started(uri, [(name,)], counts=True) as processes:
             for process in processes.values():
@@ -155,6 +156,20 @@ def counted(uri: str, tell: Tell) -> Figures:
                         keys: process.ask("count", name, _row_of(keys)) for keys in KEYS
                     }
                 found["memory"][name] = process.ask("memory")
+    return found
+
+
+def sealed(uri: str, rounds: int, tell: Tell) -> Figures:
+    """Return the time and the bytes of sealed sessions, beside others in the same process."""
+    with started(uri, [SEALED]) as processes:
+        if SEALED[-1] not in processes:
+            return {}
+        found = {"time": timed(processes, SEALED_ROWS, rounds, tell)}
+    with started(uri, [SEALED], counts=True) as processes:
+        found["wire"] = {
+            row.label: {name: one.ask("count", name, row) for name, one in processes.items()}
+            for row in SEALED_ROWS
+        }
     return found
 
 

@@ -11,12 +11,12 @@ from textwrap import fill
 from typing import NamedTuple
 
 from . import pictures
-from .contest import CONTENDERS, RIVALS, TOGETHER
+from .contest import CONTENDERS, EVERYWHERE, RIVALS, TOGETHER
 from .measure import Figures, middle
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/benchmarks.json"
-IN_COLUMNS = [name for name in CONTENDERS if name not in ("bare", "ours, auto")]
+IN_COLUMNS = [name for name in EVERYWHERE if name not in ("bare", "ours, auto")]
 FRAMEWORKS = ("Flask alone", "Django alone")
 
 Rows = list[list[str]]
@@ -61,6 +61,27 @@ def bars_of(figures: Figures) -> Iterator[Bar]:
     yield Bar("untouched, beyond the bare application", added, 4 / 160)
 
 
+def sealed_bars_of(figures: Figures) -> Iterator[Bar]:
+    """Yield the CPU that a seal adds to a read, as a ratio to the find of the floor."""
+    time = figures["sealed"]["time"]
+    for row, most in (
+        ("read, 3 keys", 25 / 160),
+        ("read all, 3 keys", 25 / 160),
+        ("read, 50 keys", 25 / 160),
+        ("read all, 50 keys", 100 / 160),
+    ):
+        finds = time[row]["floor"]["cpu"]
+        more = zip(_sealing(figures, row), finds, strict=True)
+        yield Bar(row, middle([one / find for one, find in more]), most)
+
+
+def _sealing(figures: Figures, row: str) -> list[float]:
+    """Return the microseconds of CPU that a seal adds to a request, round by round."""
+    time = figures["sealed"]["time"][row]
+    pairs = zip(time["ours, sealed"]["cpu"], time["ours"]["cpu"], strict=True)
+    return [one - other for one, other in pairs]
+
+
 def added(figures: Figures, row: str, name: str) -> tuple[float, float, float]:
     """Return the CPU of a request beyond that of the same application without a session."""
     time = figures["time"]
@@ -76,6 +97,13 @@ def quick_text(figures: Figures) -> str:
             aligned(_bar_rows(figures)),
         )
     )
+
+
+def sealed_text(figures: Figures) -> str:
+    if not figures.get("sealed"):
+        return "Sealed sessions need the package cryptography."
+    parts = _setting(figures), *map(aligned, _sealed_tables(figures).values())
+    return "\n\n".join(parts)
 
 
 def as_text(figures: Figures) -> str:
@@ -95,6 +123,8 @@ def as_text(figures: Figures) -> str:
         "Bars": _bar_rows(figures),
         "Where another package costs less in the same framework": _loss_rows(figures),
     }
+    if figures.get("sealed"):
+        tables |= {f"Sealed: {name}": rows for name, rows in _sealed_tables(figures).items()}
     texts = [f"{title}\n{aligned(rows)}" for title, rows in tables.items()]
     return "\n\n".join((_setting(figures), *texts))
 
@@ -156,9 +186,35 @@ def _page_of(figures: Figures) -> str:
         wire=_table(_wire_rows(figures)),
         threads=_table(_thread_rows(figures)),
         keys=_table(_key_rows(figures)),
+        sealed=_sealed_part(figures),
         sessions=_table(_session_rows(figures)),
         memory=_table(_memory_rows(figures)),
     )
+
+
+def _sealed_part(figures: Figures) -> str:
+    """Return the part of the page on sealed sessions, if they were measured."""
+    if not figures.get("sealed"):
+        return ""
+    template = Template(Path(__file__).with_name("sealed.md").read_text())
+    tables = {name: _table(rows) for name, rows in _sealed_tables(figures).items()}
+    return template.substitute(tables) + "\n"
+
+
+def _sealed_tables(figures: Figures) -> dict[str, Rows]:
+    """Return narrow tables, by their names in the page: the CPU, the bytes, and the bars."""
+    found = figures["sealed"]
+    cpu, size = [["µs of CPU", "plain", "sealed", "more"]], [["bytes", "plain", "sealed"]]
+    for row, by in found["time"].items():
+        both = (middle(by[name]["cpu"])[0] for name in ("ours", "ours, sealed"))
+        more = middle(_sealing(figures, row))
+        cpu.append([row, *(f"{one:.0f}" for one in both), _spread(more)])
+        wires = (found["wire"][row][name] for name in ("ours", "ours, sealed"))
+        size.append([row, *(f"{wire['sent'] + wire['received']:,}" for wire in wires)])
+    bars = [["more, of a find", "median", "at most", ""]]
+    for bar in sealed_bars_of(figures):
+        bars.append([bar.what, f"{bar.found[0]:.3f}", f"{bar.most:.3f}", bar.verdict])
+    return {"cpu": cpu, "bytes": size, "bars": bars}
 
 
 def _setting(figures: Figures) -> str:
