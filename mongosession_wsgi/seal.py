@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +25,7 @@ from .document import Token
 
 _PURPOSE = b"mongosession_wsgi: names and values of a sealed session, v 2"
 _NONCE = 12
+_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _NAME = 16
 """The bytes of a stored name: no two of a session's names meet in them."""
 
@@ -41,7 +42,7 @@ class Seal:
     def name(self, key: str) -> str:
         """Return the name under which the value of `key` is stored."""
         digest = hmac.digest(self._name_key, key.encode(), "sha256")[:_NAME]
-        return urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return b2a_base64(digest).translate(_TO_URLSAFE, b"=\n").decode()
 
     def fields(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, bytes]:
         """Seal values in stored form; return the sealed values by their stored names."""
@@ -57,14 +58,19 @@ class Seal:
 
         Return None if the session has not sealed a value under its name.
         """
+        decrypt = self._cipher.decrypt
         try:
             plain = [
-                self._cipher.decrypt(value[:_NONCE], value[_NONCE:], name.encode())[4:-1]
+                decrypt(value[:_NONCE], value[_NONCE:], name.encode())
                 for name, value in sealed.items()
             ]
         except (InvalidTag, ValueError):
             return None
-        # Each value is a document of a single element; the elements together are a document too.
-        elements = b"".join(plain)
-        whole = struct.pack("<i", len(elements) + 5) + elements + b"\0"
+        whole = plain[0] if len(plain) == 1 else _together(plain)
         return document.unescaped(bson.decode(whole, codec_options=document.CODEC))
+
+
+def _together(documents: list[bytes]) -> bytes:
+    """Return one document with the elements of all, to be decoded by one call."""
+    elements = b"".join([one[4:-1] for one in documents])
+    return struct.pack("<i", len(elements) + 5) + elements + b"\0"

@@ -25,7 +25,7 @@ from mongosession_wsgi import (
     StoreError,
     life,
 )
-from mongosession_wsgi.document import SEALED, Token, id_of, new_token, version_of
+from mongosession_wsgi.document import SEALED, Token, new_token, version_of
 from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.testing import MemoryStore

@@ -766,7 +766,9 @@ def test_who_has_the_database_and_the_source_but_no_cookie_gets_no_data(clock: C
         assert not [
             word for word in (*tokens, "4111", "BUKB", "card", "iban") if word.encode() in dump
         ]
-        sessions = [one for one in map(bson.decode, scene.server.documents.values()) if "data" in one]
+        sessions = [
+            one for one in map(bson.decode, scene.server.documents.values()) if "data" in one
+        ]
         opened = [
             Seal(Token(guess)).open(one["data"])
             for one in sessions
@@ -776,7 +778,7 @@ def test_who_has_the_database_and_the_source_but_no_cookie_gets_no_data(clock: C
         assert set(opened) == {None}
         assert [info.data for info in scene.another().sessions()] == [{}]
     for scene, token, one in zip(scenes, tokens, secrets, strict=True):
-        assert scene.another().retrieve(token) == {[*one][0]: [*one.values()][-1]}
+        assert scene.another().retrieve(token) == {next(iter(one)): [*one.values()][-1]}
 
 
 def test_the_same_look_tells_two_visitors_apart_whose_sessions_are_not_sealed(
