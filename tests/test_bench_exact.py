@@ -20,7 +20,8 @@ from pymongo.monitoring import CommandStartedEvent
 
 import mongosession_wsgi
 
-from .bench.contenders import LARGE, ROWS, SMALL, Floor, Row, ours
+from .bench import measure, report, seals
+from .bench.contenders import LARGE, ROWS, SMALL, Contents, Floor, Row, ours, ours_sealed
 from .bench.contest import TOGETHER, runs
 from .bench.measure import AT_A_TIME, UNTOUCHED_AT_A_TIME, in_turns, started
 from .bench.report import RESULTS, ROOT, files_of, readme_of
@@ -106,6 +107,16 @@ def test_a_request_sends_no_more_bytes_than_it_did(
     assert sum(map(own_size_of, commands_of(visit(kind)))) <= size
 
 
+@pytest.mark.parametrize(("kind", "more"), [("read", 0), ("set", 62), ("read and set", 62)])
+def test_a_seal_sends_no_more_commands_and_few_more_bytes(
+    mongodb_uri: str, database: str, kind: str, more: int
+) -> None:
+    apps = ours(mongodb_uri, database), ours_sealed(mongodb_uri, database)
+    plain, sealed = (commands_of(visitor_of(app, kind)) for app in apps)
+    assert [one.command_name for one in sealed] == [one.command_name for one in plain]
+    assert sum(map(own_size_of, sealed)) - sum(map(own_size_of, plain)) <= more
+
+
 def commands_of(visitor: Visitor) -> list[CommandStartedEvent]:
     with RECORDER.request() as commands:
         visitor.visit()
@@ -156,6 +167,21 @@ def test_the_instrument_measures(mongodb_uri: str) -> None:
         assert wire["received"] > 500
         assert processes["ours"].ask("threads", "ours", row, 4, 2)["rate"] > 0
         assert processes["ours"].ask("memory") > 10_000
+
+
+def test_the_figures_of_sealed_sessions(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seals, "TURNS", 1)
+    rows = [Row(kind, of) for of in (SMALL, Contents(50, 5)) for kind in ("read", "read all")]
+    monkeypatch.setattr(measure, "SEALED_ROWS", rows)
+    figures = json.loads(RESULTS.read_text())
+    assert "## Sealed sessions" not in report._page_of(figures | {"sealed": {}})
+    figures["sealed"] = json.loads(json.dumps(measure.sealed(mongodb_uri, 1, lambda _: None)))
+    assert set(figures["sealed"]["alone"]) == set(seals.alone())
+    assert [bar.most for bar in report.sealed_bars_of(figures)] == [25 / 160] * 3 + [100 / 160]
+    text, page = report.sealed_text(figures), report._page_of(figures)
+    assert "read all, 50 keys" in text
+    (part,) = re.findall("\\n## Sealed sessions\\n.*?\\n## Sessions in", page, flags=re.DOTALL)
+    assert max(line.count("|") for line in part.splitlines()) == 5, "narrow tables"
 
 
 def test_the_report_is_that_of_the_figures() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
+from . import seals
 from .contenders import ROWS, SEALED_ROWS, SMALL, Contents, Row
 from .contest import EVERYWHERE, SEALED, runs
 
@@ -164,7 +165,7 @@ def sealed(uri: str, rounds: int, tell: Tell) -> Figures:
     with started(uri, [SEALED]) as processes:
         if SEALED[-1] not in processes:
             return {}
-        found = {"time": timed(processes, SEALED_ROWS, rounds, tell)}
+        found = {"alone": seals.alone(), "time": timed(processes, SEALED_ROWS, rounds, tell)}
     with started(uri, [SEALED], counts=True) as processes:
         found["wire"] = {
             row.label: {name: one.ask("count", name, row) for name, one in processes.items()}

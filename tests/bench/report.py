@@ -214,7 +214,9 @@ def _sealed_tables(figures: Figures) -> dict[str, Rows]:
     bars = [["more, of a find", "median", "at most", ""]]
     for bar in sealed_bars_of(figures):
         bars.append([bar.what, f"{bar.found[0]:.3f}", f"{bar.most:.3f}", bar.verdict])
-    return {"cpu": cpu, "bytes": size, "bars": bars}
+    alone = [["the seal alone", "µs of CPU"]]
+    alone += [[what, f"{spent:.1f}"] for what, spent in found["alone"].items()]
+    return {"cpu": cpu, "bytes": size, "bars": bars, "alone": alone}
 
 
 def _setting(figures: Figures) -> str:
