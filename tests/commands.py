@@ -10,6 +10,7 @@ from typing import Any
 import bson
 from pymongo import monitoring
 
+_ASIDE = {"createIndexes", "listIndexes", "endSessions"}
 OURS = {"find", "insert", "update", "delete", "findAndModify"}
 
 
@@ -23,7 +24,11 @@ class Recorder(monitoring.CommandListener):
 
     @contextmanager
     def request(self) -> Iterator[list[monitoring.CommandStartedEvent]]:
-        """Collect the commands of a request; those that make indexes are left out."""
+        """Collect the commands of a request.
+
+        Left out are those that make indexes, and `endSessions`: the driver may send it in any
+        thread, when the client of an earlier test is thrown away.
+        """
         self._request.commands = commands = []
         try:
             yield commands
@@ -32,7 +37,7 @@ class Recorder(monitoring.CommandListener):
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         commands = getattr(self._request, "commands", None)
-        if commands is None or event.command_name in ("createIndexes", "listIndexes"):
+        if commands is None or event.command_name in _ASIDE:
             return
         commands.append(event)
         if event.command_name in OURS and not _names_one_id(event.command):
