@@ -25,13 +25,15 @@ from mongosession_wsgi import (
     StoreError,
     life,
 )
-from mongosession_wsgi.document import SEALED, Token, new_token, version_of
+from mongosession_wsgi.document import MAX_SIZE, SEALED, Token, new_token, version_of
 from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.testing import MemoryStore
 from mongosession_wsgi.testing.conformance import StoreConformance
+from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
+from .scripted import Scene
 
 TOKEN = Token("A" * 42 + "C")
 SEAL = Seal(TOKEN)
@@ -260,6 +262,24 @@ def test_both_forms_live_side_by_side(settings: dict[str, Any], store: MongoStor
         assert writer.retrieve(other.token or "") == {"a": 1, "b": 2}
         assert (version_of(other.token or "") == SEALED) == (reader is store)
     plain.close()
+
+
+def test_what_a_seal_makes_too_large_is_refused_and_the_session_stays(clock: Clock) -> None:
+    scene = Scene(clock)
+    sealing = scene.another(**SEALS)
+    large = b"x" * (MAX_SIZE - 200)
+    token = scene.stored({"large": large})  # As large as a plain session can be.
+    session = sealing.open(token)
+    session.regenerate()
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        sealing.flush(session)
+    assert scene.store.retrieve(token) == {"large": large}
+    token = str(sealing.create({"large": large[:-200]}).token)
+    blind = sealing.open(token)
+    blind["more"] = "y" * 200
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        sealing.flush(blind)
+    assert sealing.retrieve(token) == {"large": large[:-200]}
 
 
 def test_without_the_extra_nobody_becomes_anonymous(
