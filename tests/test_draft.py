@@ -303,6 +303,8 @@ class Model(RuleBasedStateMachine):
         self.draft.drop(keys)
         self.dropped |= set(keys)
         self.now = {key: value for key, value in self.now.items() if key not in self.dropped}
+        # Even a value that is set anew and equals the stored value is a change from then on.
+        self.base = {key: value for key, value in self.base.items() if key not in self.dropped}
 
     # What others do, and what the store does.
 
