@@ -619,8 +619,9 @@ def uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def check_uri(hosts: Iterable[str]) -> None:
     """Raise `ValueError` for a value in a URI that the driver would ignore with a warning."""
+    of_files = VALIDATORS["tlscafile"]  # The driver itself says what is wrong with a file.
     for option, value in uri_options(hosts):
-        if option in VALIDATORS:
+        if VALIDATORS.get(option, of_files) is not of_files:
             try:
                 _accepted_by_the_driver(option, value)
             except ValueError as error:
