@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,8 +43,21 @@ def visitor_of(app: Callable[..., Any], kind: str) -> Visitor:
 
 
 @pytest.fixture
-def visit(mongodb_uri: str, database: str) -> Callable[[str], Visitor]:
-    app = ours(mongodb_uri, database)
+def made(mongodb_uri: str, database: str) -> Iterator[Callable[..., Any]]:
+    """Make applications of this package, and close their clients after the test."""
+    with ExitStack() as stack:
+
+        def make(contender: Callable[..., Any]) -> Any:
+            app = contender(mongodb_uri, database)
+            stack.callback(app._exchanges.store.close)
+            return app
+
+        yield make
+
+
+@pytest.fixture
+def visit(made: Callable[..., Any]) -> Callable[[str], Visitor]:
+    app = made(ours)
     return lambda kind: visitor_of(app, kind)
 
 
@@ -109,10 +123,9 @@ def test_a_request_sends_no_more_bytes_than_it_did(
 
 @pytest.mark.parametrize(("kind", "more"), [("read", 0), ("set", 62), ("read and set", 62)])
 def test_a_seal_sends_no_more_commands_and_few_more_bytes(
-    mongodb_uri: str, database: str, kind: str, more: int
+    made: Callable[..., Any], kind: str, more: int
 ) -> None:
-    apps = ours(mongodb_uri, database), ours_sealed(mongodb_uri, database)
-    plain, sealed = (commands_of(visitor_of(app, kind)) for app in apps)
+    plain, sealed = (commands_of(visitor_of(made(one), kind)) for one in (ours, ours_sealed))
     assert [one.command_name for one in sealed] == [one.command_name for one in plain]
     assert sum(map(own_size_of, sealed)) - sum(map(own_size_of, plain)) <= more
 
@@ -133,12 +146,14 @@ def without(names: Sequence[str], event: CommandStartedEvent) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["read", "read and set", "nested change"])
-def test_the_floor_asks_mongodb_what_we_ask_it(mongodb_uri: str, database: str, kind: str) -> None:
+def test_the_floor_asks_mongodb_what_we_ask_it(
+    made: Callable[..., Any], mongodb_uri: str, database: str, kind: str
+) -> None:
     floor = Floor(mongodb_uri, database)
     with floor.client:
         asked = [
             [form_of(event) for event in commands_of(visitor_of(app, kind))]
-            for app in (ours(mongodb_uri, database), floor)
+            for app in (made(ours), floor)
         ]
     assert asked[0] == asked[1]
 
