@@ -37,7 +37,7 @@ from .failures import (
     may_pass,
     remedy_of,
 )
-from .settings import Settings, check_uri, uri_options
+from .settings import Settings, check_uri, hosts_of, uri_options
 
 T = TypeVar("T")
 Documents = Collection[dict[str, Any]]
@@ -216,7 +216,7 @@ class SessionCollection:
         A client whose threads could not be started would look for its servers never again.
         """
         options = {**self._settings.client_options, "connect": True}
-        check_uri(_hosts(options))
+        check_uri(hosts_of(options))
         try:
             client: MongoClient[Any] = MongoClient(**options, **connecting.OPTIONS)
         except ConfigurationError as error:  # A future driver may not know the option.
@@ -241,14 +241,14 @@ class SessionCollection:
         if left is not None:
             return max(left, 0)
         options = self._settings.client_options
-        in_uri = dict(uri_options(_hosts(options))).get("timeoutms")
+        in_uri = dict(uri_options(hosts_of(options))).get("timeoutms")
         with suppress(ValueError):  # A bad value fails at once, as the client is made.
             return float(options.get("timeoutms", in_uri) or 0) / 1000 or None
         return None
 
     def _too_late(self) -> PyMongoError:
         """Return the error for a client that is not there in time, most likely for its name."""
-        if any(host.startswith("mongodb+srv") for host in _hosts(self._settings.client_options)):
+        if any(host.startswith("mongodb+srv") for host in hosts_of(self._settings.client_options)):
             return LookUpTimeoutError("mongodb_host was not looked up in time")
         return NetworkTimeout("the client was not ready in time")
 
@@ -361,7 +361,7 @@ def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
     The driver quotes what is wrong with a URI. Where a password is not percent-encoded, the driver
     may take a part of the password for the name of a host or of a database.
     """
-    uris = [host for host in _hosts(options) if "://" in host]
+    uris = [host for host in hosts_of(options) if "://" in host]
     secrets = [str(value) for name, value in options.items() if _SECRET.search(name)]
     quoted = (found[1] or found[2] for found in _QUOTED.finditer(words))
     hidden = {text for text in quoted if text and any(text in one for one in secrets + uris)}
@@ -372,8 +372,3 @@ def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
     for text in sorted(hidden, key=len, reverse=True):
         words = words.replace(text, "…")
     return words
-
-
-def _hosts(options: Mapping[str, Any]) -> list[str]:
-    host = options.get("host", ())
-    return [host] if isinstance(host, str) else list(host)

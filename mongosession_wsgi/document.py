@@ -62,7 +62,7 @@ _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
 """The types with values that the driver encodes but cannot decode, such as a short UUID."""
 _AS_THEY_ARE = frozenset(_SCALAR) - {int, str} - frozenset(_MAY_BE_UNREADABLE)
 
-_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
+TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TO_ESCAPE = re.compile(r"\A\$|[%.\0]")
 _ESCAPED = re.compile(r"%(24|25|2E|00)")
 _REFUSALS = (BSONError, ValueError, TypeError, OverflowError)
@@ -111,6 +111,11 @@ class Mark(NamedTuple):
     ended: Any = None
     """The sign of the call that ended the session, or True."""
 
+    def followed(self, *, past_logins: bool) -> str | None:
+        """Return the id of the session that ends together with the session of the mark."""
+        goes_on = self.goes_on and (past_logins or not self.by_login)
+        return self.successor if goes_on else None
+
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "data": (dict,),
@@ -146,6 +151,8 @@ MARK: dict[str, Any] = OURS | {
     "expires_at": {"$type": _BSON_TYPES[datetime]},
 }
 """The condition met by every mark, and by no session."""
+MOVED: dict[str, Any] = MARK | {"successor": {"$exists": True}}
+"""The condition met by the mark of every session with a new token, and by no tombstone."""
 MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
 
@@ -169,8 +176,7 @@ def marked(id_: str, now: datetime) -> dict[str, Any]:
 
 def standing(id_: str, now: datetime, version: int) -> dict[str, Any]:
     """Return the filter of a live session of one form, or of a mark with a successor."""
-    mark = MARK | {"successor": {"$exists": True}}
-    return {"_id": id_, "expires_at": {"$gt": now}, "$or": [SESSION | {"v": version}, mark]}
+    return {"_id": id_, "expires_at": {"$gt": now}, "$or": [SESSION | {"v": version}, MOVED]}
 
 
 ANY_ID = {"$gte": "-", "$lt": "{"}
@@ -226,7 +232,7 @@ def id_of(token: str) -> str:
     (CVE-2019-16782).
     """
     digest = sha256(token.encode()).digest()
-    return b2a_base64(digest).translate(_TO_URLSAFE, b"=\n").decode()
+    return b2a_base64(digest).translate(TO_URLSAFE, b"=\n").decode()
 
 
 def text_of(value: str) -> str:

@@ -381,7 +381,7 @@ class Life:
             if type(found) is not Mark:
                 return 1 if found else None
             passed.add(this)
-            successor = _followed(found, past_logins=past_logins)
+            successor = found.followed(past_logins=past_logins)
             if successor is None:
                 return None
             this = successor
@@ -390,7 +390,7 @@ class Life:
     def rotated(self, id: str) -> str | None:
         """Return the id under which a rotation stores the session of `id`, if one took it."""
         found = self._found(id)
-        return _followed(found, past_logins=False) if type(found) is Mark else None
+        return found.followed(past_logins=False) if type(found) is Mark else None
 
     def end_all(self, ids: Sequence[str], conditions: dict[str, Any] | None = None) -> int:
         """End the live sessions among `ids`, if they match the conditions; return how many.
@@ -403,7 +403,7 @@ class Life:
         now, tries = self._clock(), 0
         among, unexpired = {"_id": {"$in": ids}}, {"expires_at": {"$gt": now}}
         live = among | document.SESSION | unexpired | (conditions or {}) | among
-        moved = document.MARK | {"successor": {"$exists": True}} | unexpired
+        moved = document.MOVED | unexpired
 
         def end(them: Documents) -> int:
             nonlocal tries
@@ -549,12 +549,6 @@ class Life:
         known = visit.known
         owner = known.owner if type(known) is Record else None
         audit.say("logout", "a session was destroyed", id=id_, owner=owner)
-
-
-def _followed(mark: Mark, *, past_logins: bool) -> str | None:
-    """Return the id of the session that ends together with the session of a mark."""
-    goes_on = mark.goes_on and (past_logins or not mark.by_login)
-    return mark.successor if goes_on else None
 
 
 def _log_foreign(id_: str) -> None:

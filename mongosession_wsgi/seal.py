@@ -25,7 +25,6 @@ from .document import Token
 
 _PURPOSE = b"mongosession_wsgi: names and values of a sealed session, v 2"
 _NONCE = 12
-_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _NAME = 16
 """The bytes of a stored name: no two of a session's names meet in them."""
 
@@ -42,7 +41,7 @@ class Seal:
     def name(self, key: str) -> str:
         """Return the name under which the value of `key` is stored."""
         digest = hmac.digest(self._name_key, key.encode(), "sha256")[:_NAME]
-        return b2a_base64(digest).translate(_TO_URLSAFE, b"=\n").decode()
+        return b2a_base64(digest).translate(document.TO_URLSAFE, b"=\n").decode()
 
     def fields(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, bytes]:
         """Seal values in stored form; return the sealed values by their stored names."""

@@ -617,6 +617,12 @@ def uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
                 yield option.lower(), unquote_plus(value)
 
 
+def hosts_of(options: Mapping[str, Any]) -> list[str]:
+    """Return the hosts and URIs of the driver's options."""
+    host = options.get("host", ())
+    return [host] if isinstance(host, str) else list(host)
+
+
 def check_uri(hosts: Iterable[str]) -> None:
     """Raise `ValueError` for a value in a URI that the driver would ignore with a warning."""
     of_files = VALIDATORS["tlscafile"]  # The driver itself says what is wrong with a file.
@@ -629,8 +635,7 @@ def check_uri(hosts: Iterable[str]) -> None:
 
 
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    host = options.get("host", "localhost")
-    in_uri = dict(uri_options([host] if isinstance(host, str) else host))
+    in_uri = dict(uri_options(hosts_of(options)))
     defaults = {name: value for name, value in DRIVER_DEFAULTS.items() if name not in in_uri}
     unlimited = {name: None for name in _UNLIMITED_AT_ZERO if _is_zero(in_uri.get(name))}
-    return {"host": host, "port": 27017} | defaults | unlimited | options
+    return {"host": "localhost", "port": 27017} | defaults | unlimited | options

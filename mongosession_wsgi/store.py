@@ -253,11 +253,11 @@ class MongoStore:
         before and after a rotation. So a look follows, for a mark that is not among those found.
         """
         kept: set[str | None] = {None}
-        # A login proves anew who somebody is, and its session is another.
-        rotations = {id_: mark.successor for id_, mark in marks.items() if not mark.by_login}
         while keep is not None and keep not in kept:
             kept.add(keep)
-            keep = rotations[keep] if keep in rotations else self._life.rotated(keep)
+            mark = marks.get(keep)
+            # A login proves anew who somebody is, and its session is another.
+            keep = mark.followed(past_logins=False) if mark else self._life.rotated(keep)
         return kept
 
 

@@ -261,8 +261,10 @@ class Visit:
     @property
     def changes_times(self) -> bool:
         """Whether there is another kind of idle time to write, or a moment of death."""
-        if self.remember is None or self.until is not None:
-            return self.remember is not None
+        if self.remember is None:
+            return False
+        if self.until is not None:
+            return True
         if type(self.known) is Record:
             return self.remember[0] is not self.known.remember
         return type(self.known) is not NotLooked or self.state is State.DESTROYED

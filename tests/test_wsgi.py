@@ -431,9 +431,14 @@ def test_late_changes_between_a_write_and_the_list_are_written(
             environ["mongosession"].destroy()
         return rest
 
+    assert left_by(wrapped(app), store) == ([] if ends else [{"a": 1, "b": 2}])
+
+
+def left_by(app: Any, store: MongoStore) -> list[dict[str, Any]]:
+    """Send a request with the cookie of a new session; return the data of all sessions then."""
     cookie = f"mongosession={store.create({'a': 1}).token}"
-    call(wrapped(app), environ_of(HTTP_COOKIE=cookie))
-    assert [one.data for one in store.sessions()] == ([] if ends else [{"a": 1, "b": 2}])
+    call(app, environ_of(HTTP_COOKIE=cookie))
+    return [one.data for one in store.sessions()]
 
 
 class Counted(list[bytes]):
@@ -454,9 +459,7 @@ def test_late_changes_by_the_end_of_a_body_that_may_be_counted_are_written(
         start_response("200 OK", PLAIN)
         return Counted(environ["mongosession"])
 
-    cookie = f"mongosession={store.create({'a': 1}).token}"
-    call(wrapped(app), environ_of(HTTP_COOKIE=cookie))
-    assert [one.data for one in store.sessions()] == [{"a": 1, "b": 2}]
+    assert left_by(wrapped(app), store) == [{"a": 1, "b": 2}]
 
 
 def test_late_changes_of_a_response_that_failed_are_dropped(

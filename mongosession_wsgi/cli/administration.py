@@ -21,7 +21,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
-from ..document import MARK, SESSION, expired_by
+from ..document import MOVED, SESSION, expired_by
 from ..errors import StoreError
 from ..failures import NOT_ALLOWED, explaining
 from ..indexes import OURS
@@ -348,8 +348,7 @@ class Administration:
 
         A session that is given one new token after the other has many marks, and the last counts.
         """
-        there = {"$exists": True}
-        marks = MARK | {"owner": there, "successor": there, "expires_at": {"$gt": begun}}
+        marks = MOVED | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
         if owner is not None:
             marks["owner"] = owner
         with explaining(), self.store.collection.find(marks, ["successor"]) as found:
