@@ -192,18 +192,16 @@ def check_signals() -> None:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Have a signal end a long step in its middle, where the step cleans up after itself."""
+def ended_by_signals(server: EmbeddedServer) -> Iterator[None]:
+    """Have a signal end the server that is just starting: the start fails then, and cleans up."""
 
-    def interrupt(number: int, _frame: object) -> None:
+    def end(number: int, _frame: object) -> None:
         signals.append(number)
-        raise KeyboardInterrupt
+        server.stop()
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
-    except KeyboardInterrupt:
-        check_signals()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -227,7 +225,7 @@ def mongodb() -> Iterator[str]:
         return
     print("Starting a MongoDB-compatible server, its data in .demo/ ...", flush=True)
     server = EmbeddedServer(DATA)
-    with at_once():
+    with ended_by_signals(server):
         server.start()
     try:
         yield server.uri
