@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv6Address, ip_address
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -87,9 +87,9 @@ class Cookie:
     max_age: timedelta | None
     several: _Once = field(default_factory=_several, repr=False, compare=False)
 
-    def read(self, environ: WSGIEnvironment) -> str | None:
-        """Return the token that the request brings; whatever else stands there is None."""
-        header, start = environ.get("HTTP_COOKIE", ""), f"{self.name}="
+    def read(self, header: str) -> str | None:
+        """Return the token in a Cookie header; whatever else stands there is None."""
+        start = f"{self.name}="
         if start not in header:
             return None
         found = set()
@@ -105,7 +105,14 @@ class Cookie:
 
     def issue(self, token: str) -> str:
         """Return the value of the Set-Cookie header that hands `token` to the browser."""
-        return self._header(token, self.max_age)
+        if self.max_age is not None:  # Then the header has the time of now.
+            return self._header(token, self.max_age)
+        return self._without_a_token.replace("=;", f"={token};", 1)
+
+    @cached_property
+    def _without_a_token(self) -> str:
+        """The header with an empty value; made once, because the attributes are always the same."""
+        return self._header("", None)
 
     def expire(self) -> str:
         """Return the value of the Set-Cookie header that makes the browser forget its token."""

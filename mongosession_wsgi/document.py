@@ -13,6 +13,7 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from hashlib import sha256
+from itertools import product
 from pathlib import PurePath
 from secrets import token_urlsafe
 from types import NoneType
@@ -41,11 +42,12 @@ MAX_DEPTH = 90
 """The most levels of lists and dicts in one value; MongoDB stops at 100, our wrapper included."""
 
 CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
-    tz_aware=True,
-    tzinfo=timezone.utc,
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
+"""The form of values for the driver. `unescaped` makes the moments aware: the driver takes as long
+for the moments of a session as for the rest of a read."""
+_AWARE = CODEC.with_options(tz_aware=True, tzinfo=timezone.utc)
 IMMUTABLE = frozenset((
     NoneType, bool, int, float, str, bytes, datetime, UUID, DatetimeMS,
     bson.ObjectId, bson.Decimal128, bson.Timestamp, bson.Regex, bson.MinKey, bson.MaxKey,
@@ -56,7 +58,10 @@ _EXACT = frozenset((NoneType, bool, int, str, bytes))
 _NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
-_UNLIKE_STORED = _NESTED | {Int64}
+_CONTAINERS = (dict, list, tuple)
+_HOLDERS = frozenset((bson.Code, DBRef))
+"""The other types with values inside."""
+_UNLIKE_STORED = _NESTED | _HOLDERS | {Int64, datetime}
 """The types that the driver decodes to other values than the application stored."""
 _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
 """The types with values that the driver encodes but cannot decode, such as a short UUID."""
@@ -82,7 +87,7 @@ class Token(str):
 
 
 class Record(NamedTuple):
-    """A session in MongoDB. Each field but `id` and `version` has the name of a stored field."""
+    """A session in MongoDB. Between `id` and `version` are the stored fields, in their order."""
 
     id: str
     data: dict[str, Any]
@@ -127,6 +132,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "remember": (bool, NoneType),
 }
 """The fields of a stored session and their types, listed here and nowhere else."""
+_KINDS = frozenset(product(*_FIELDS.values()))
+"""The types of all fields of a session together."""
 _OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
 """BSON's numbers for types, shorter than names in the commands of most requests."""
@@ -327,21 +334,23 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
     if type(id_) is not str or version not in VERSIONS:
         return None
     if "data" in found:
-        fields: dict[str, Any] = {name: found.get(name) for name in _FIELDS}
-        is_ours = all(type(value) in _FIELDS[name] for name, value in fields.items())
-        if not is_ours or "owner" not in found:
+        fields: tuple[Any, ...] = tuple(map(found.get, _FIELDS))
+        if tuple(map(type, fields)) not in _KINDS or "owner" not in found:
             return None
-        data = fields.pop("data")
+        data, owner, created_at, seen_at, expires_at, label, remember = fields
         if version == PLAIN:
-            return Record(id_, unescaped(data), **fields)
-        if not all(type(value) is bytes for value in data.values()):
+            data = unescaped(data)
+        elif not all(type(value) is bytes for value in data.values()):
             return None
-        return Record(id_, data, **fields, version=SEALED)
+        return Record(
+            id_, data, owner, _in_utc(created_at), _in_utc(seen_at), _in_utc(expires_at), label,
+            remember, version,
+        )  # fmt: skip
     expires_at, successor = found.get("expires_at"), found.get("successor")
     if type(expires_at) is not datetime:
         return None
     by_login, ended = bool(found.get("login")), found.get("ended")
-    return Mark(id_, expires_at, successor, "owner" in found, by_login, ended)
+    return Mark(id_, _in_utc(expires_at), successor, "owner" in found, by_login, ended)
 
 
 def outline(found: Mapping[str, Any]) -> Record | Mark | None:
@@ -377,11 +386,12 @@ def document_of(record: Record, contents: Changes, seal: Seal | None = None) -> 
 
     Raises `SessionDataError` above 16 MiB.
     """
-    fields = record._asdict() | {"data": _fields(contents.assigned, "", seal)}
-    document: dict[str, Any] = {"_id": fields.pop("id"), "v": fields.pop("version")}
-    document |= {
-        name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL
-    }
+    document: dict[str, Any] = {"_id": record.id, "v": record.version}
+    document |= zip(_FIELDS, record[1:], strict=False)
+    document["data"] = _fields(contents.assigned, "", seal)
+    for name in _OPTIONAL:
+        if document[name] is None:
+            del document[name]
     encoded = bson.encode(document, codec_options=CODEC)
     if len(encoded) > MAX_SIZE:
         raise too_large(f"A session of {len(encoded):,} bytes")
@@ -440,26 +450,34 @@ def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[s
 
 
 def unescaped(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return decoded values as an application stored them, by their keys."""
+    """Return decoded values as an application stored them, by their keys; `stored` is used up."""
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
     if not _UNLIKE_STORED.isdisjoint(map(type, stored.values())):
-        stored = {
-            key: _unescaped_within(value) if type(value) in _UNLIKE_STORED else value
-            for key, value in stored.items()
-        }
+        for key in [key for key, value in stored.items() if type(value) in _UNLIKE_STORED]:
+            stored[key] = _unescaped_within(stored[key])
     return stored
 
 
 def _unescaped_within(value: Any) -> Any:
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is dict:
         return unescaped(value)
-    if isinstance(value, list):
+    if kind is list:
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value
         return [_unescaped_within(item) for item in value]
-    return int(value) if type(value) is Int64 else value
+    if kind is datetime:
+        return _in_utc(value)
+    if kind in _HOLDERS:
+        return bson.decode(bson.encode({"": value}, codec_options=CODEC), _AWARE)[""]
+    return int(value) if kind is Int64 else value
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Return a decoded moment as an aware one; `replace` would take five times as long."""
+    return datetime.combine(moment, moment.time(), timezone.utc)
 
 
 class _Walk:
@@ -476,8 +494,12 @@ class _Walk:
 
     def form(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
-        if kind in _AS_THEY_ARE:
+        if kind in _AS_THEY_ARE or (kind is str and value.isascii()):
             return value
+        if kind is int and -(2**63) <= value < 2**63:
+            return value
+        if isinstance(value, _CONTAINERS):
+            return self._container(value, path, depth)
         if isinstance(value, _MAY_BE_UNREADABLE):
             self._check_readable(value, path, depth)
             return value
@@ -489,8 +511,6 @@ class _Walk:
             if not -(2**63) <= value < 2**63:
                 raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
             return value
-        if isinstance(value, dict | list | tuple):
-            return self._container(value, path, depth)
         if issubclass(kind, _SCALAR):
             return value
         if _is_lazy_text(value):

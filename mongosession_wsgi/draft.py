@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from . import document
@@ -128,15 +129,16 @@ class Draft:
             return UNCHANGED
         if self.replaces:
             return self.contents()
-        stored, prints = self._stored, self._prints
-        return self._changed(
-            [
-                (key, value)
-                for key, value in list(self.data.items())
-                # The same object, never handed to the application, has not changed.
-                if value is not stored.get(key, _MISSING) or key in prints
-            ]
-        )
+        data, stored, prints = self.data, self._stored, self._prints
+        # The same object, never handed to the application, has not changed.
+        if data is stored:
+            return self._changed([(key, data[key]) for key in prints], frozenset())
+        items = [
+            (key, value)
+            for key, value in list(data.items())
+            if value is not stored.get(key, _MISSING) or key in prints
+        ]
+        return self._changed(items, frozenset(stored.keys() - data.keys()))
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes from nothing to a new session."""
@@ -210,17 +212,22 @@ class Draft:
 
     def settle(self, changes: Changes) -> None:
         """Take note of `changes`, a difference of the draft, as stored."""
-        stored = {} if changes.replaces else self._stored.copy()
-        for key in changes.removed:
+        if changes.replaces:
+            self._stored, self._prints, self.replaces = {}, {}, False
+        stored, prints = self._stored.copy(), self._prints
+        for key in changes.removed | changes.assigned.keys():
             stored.pop(key, None)
-        for key in changes.assigned:
-            stored[key] = self.data.get(key)
-            self._prints.pop(key, None)
-        self._stored, self.replaces = stored, False
-        self._prints |= changes.prints
+            prints.pop(key, None)
+        stored |= {key: self.data.get(key) for key in changes.assigned}
+        prints |= changes.prints
+        if len(stored) == len(self.data) and all(
+            map(is_, map(stored.get, self.data), self.data.values())
+        ):
+            self.data = stored  # Nothing has changed since, and nothing need be compared.
+        self._stored = stored
 
-    def _changed(self, items: list[tuple[str, Any]]) -> Changes:
-        """Return the items and the missing keys by which the draft differs from the stored data."""
+    def _changed(self, items: list[tuple[str, Any]], removed: frozenset[str]) -> Changes:
+        """Return the changes among some items, and the removed keys."""
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
         for key, value in items:
@@ -232,7 +239,6 @@ class Draft:
                     assigned[key] = value
             elif (form := self._form_of(key, value, was, prints)) is not _MISSING:
                 assigned[key] = form
-        removed = frozenset(self._stored.keys() - self.data.keys())
         return Changes(assigned, removed, False, prints) if assigned or removed else UNCHANGED
 
     def _form_of(self, key: str, value: Any, was: Any, prints: dict[str, bytes]) -> Any:

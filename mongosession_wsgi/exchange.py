@@ -14,7 +14,7 @@ from werkzeug.wsgi import ClosingIterator
 from .cookie import Cookie, CookiePolicy
 from .errors import StoreError, warn
 from .headers import Headers, keep_cookie_private, make_private, vary_on_cookie
-from .session import Session, visit_of
+from .session import Session, unopened, visit_of
 from .settings import Settings
 from .store import MongoStore, Store
 from .times import Times
@@ -51,7 +51,7 @@ class Exchanges:
         if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
             self.store.follow(lambda: times)
         self.open: Callable[[WSGIEnvironment], Exchange] = partial(
-            Exchange, self.store, self.cookies, times=times
+            Exchange, self.store, self.cookies, times
         )
         """Return the exchange of the request with an environ, without I/O."""
 
@@ -102,36 +102,57 @@ class Exchange:
 
     __slots__ = (
         "_begins",
+        "_came_with",
         "_committed",
         "_cookies",
         "_environ",
         "_set_cookie",
         "_store",
+        "_times",
+        "_visit",
         "cookie",
         "is_running",
         "session",
-        "visit",
     )
 
     def __init__(
         self,
         store: Store,
         cookies: CookiePolicy,
+        times: Times,
         environ: WSGIEnvironment,
-        times: Times | None = None,
     ) -> None:
         self._store = store
         self._cookies = cookies
+        self._times = times
         self._environ = environ
+        self._came_with = environ.get("HTTP_COOKIE", "")
+        self._visit: Visit | None = None
         self._committed = self._begins = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
         self.is_running: bool = False
         self.cookie: Cookie = cookies.cookie_for(environ)
-        self.session: Session = store.open(self.cookie.read(environ), times)
-        self.visit: Visit = visit_of(self.session)
+        self.session: Session = unopened(self._open)
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
+
+    def _open(self) -> Visit:
+        """Return the visit, opened at the first use; many a request never looks at its session."""
+        if self._visit is None:
+            token = self.cookie.read(self._came_with)
+            self._visit = visit_of(self._store.open(token, self._times))
+        return self._visit
+
+    @property
+    def visit(self) -> Visit:
+        """The visit beneath the session."""
+        return self._open()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the application has not used the session so far."""
+        return self._visit is None or self._visit.state is State.UNTOUCHED
 
     def commit(self, status: str) -> None:
         """Store the session, before the first header of a response with a status goes out.
@@ -140,9 +161,9 @@ class Exchange:
         place of a committed response, the session stays the same. Raises `SessionDataError`, and
         `StoreError`, even where the framework has caught the error and made a 500.
         """
-        visit = self.visit
-        if visit.state is State.UNTOUCHED or self._committed:
+        if self.is_untouched or self._committed:
             return
+        visit = self.visit
         if status.startswith("500") and type(visit.known) is Failure:
             raise visit.known.error
         if status.startswith("5"):
@@ -158,10 +179,11 @@ class Exchange:
         self._committed = True
 
     def headers(self, headers: Headers) -> Headers:
-        """Return the application's headers and ours, in a list of its own."""
+        """Return the application's headers, or a list of them and of ours."""
+        if self.is_untouched:
+            return headers
         headers = list(headers)
-        if self.visit.state is not State.UNTOUCHED:
-            vary_on_cookie(headers)
+        vary_on_cookie(headers)
         if self._set_cookie is not None:
             if self._begins:
                 make_private(headers)
@@ -172,12 +194,16 @@ class Exchange:
 
     def abandon(self) -> None:
         """Give up a request failed before the commit; only `destroy()` is carried out."""
-        if self.visit.state is State.DESTROYED and type(self.visit.known) is not Failure:
+        visit = self._visit
+        if visit is None or type(visit.known) is Failure:
+            return
+        if visit.state is State.DESTROYED:
             self._store.destroy(self.session)
 
     def discard(self) -> None:
         """Give up the changes since the commit, because the response has failed too."""
-        self.visit.discard()
+        if self._visit is not None:
+            self._visit.discard()
 
     def watched(self, body: Iterable[Any]) -> Any:
         """Return the streamed body of a framework's response; its `close` closes the exchange too.
@@ -203,7 +229,9 @@ class Exchange:
 
     def close(self) -> None:
         """Write the changes after the commit, if the browser has a cookie for the session."""
-        visit = self.visit
+        visit = self._visit
+        if visit is None:
+            return
         if visit.state is State.DESTROYED:
             visit.discard()
             self._store.flush(self.session)

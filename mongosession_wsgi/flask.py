@@ -139,7 +139,7 @@ class MongoSessionInterface(SessionInterface):
                 response.response = exchange.watched(response.response)
             else:
                 response.call_on_close(exchange.close)
-        if exchange.visit.state is not State.UNTOUCHED:
+        if not exchange.is_untouched:
             exchange.add_headers(response)
 
     def _exchanges_of(self, app: Flask) -> FlaskExchanges:

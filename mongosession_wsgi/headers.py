@@ -36,6 +36,9 @@ def make_private(headers: Headers) -> None:
     `private` takes the place of `public` and `s-maxage` (RFC 9111, section 5.2.2); the other
     directives stay. Headers for a CDN alone are left out, so Cache-Control counts there too.
     """
+    if not _speaks_to_caches(headers):
+        headers.append(("Cache-Control", "private"))
+        return
     _leave_out_targeted(headers)
     if _is_never_stored(_directives(headers)):
         return
@@ -65,6 +68,12 @@ def keep_cookie_private(headers: Headers) -> None:
     is_stored = not _is_never_stored(directives) and "private" not in for_all_fields
     if is_stored and "set-cookie" not in fields_left_out:
         _extend(headers, "Cache-Control", 'no-cache="Set-Cookie"')
+
+
+def _speaks_to_caches(headers: Headers) -> bool:
+    """Say whether there may be a header for caches; most responses have none."""
+    names = " ".join([name for name, _ in headers]).lower()
+    return "-control" in names or "x-accel-expires" in names
 
 
 def _directives(headers: Headers) -> dict[str, str | None] | None:

@@ -159,9 +159,12 @@ class _Response:
         if self.held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
         (status, headers), self.held = self.held, None
-        self._exchange.commit(status)
+        exchange = self._exchange
+        if not exchange.is_untouched:
+            exchange.commit(status)
+            headers = exchange.headers(headers)
         self._phase = _Phase.COMMITTED
-        self._write = self._start_response(status, self._exchange.headers(headers))
+        self._write = self._start_response(status, headers)
 
     def leave(self) -> None:
         """Store the changes of a live session by an application that took the socket over."""

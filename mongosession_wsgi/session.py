@@ -26,10 +26,20 @@ class Session(MutableMapping[str, Any]):
     Every use may raise `StoreError`, if it is the first that needs the database.
     """
 
-    __slots__ = ("_visit",)
+    __slots__ = ("_open", "_visit")
+
+    _open: Callable[[], Visit]
+    _visit: Visit
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_visit":
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(text, name=name, obj=self)
+        self._visit = visit = self._open()
+        return visit
 
     # The mapping.
 
@@ -193,6 +203,13 @@ class Session(MutableMapping[str, Any]):
 
 visit_of: Callable[[Session], Visit] = attrgetter("_visit")
 """Return the visit beneath a session, for stores and adapters; applications need none."""
+
+
+def unopened(open: Callable[[], Visit]) -> Session:
+    """Return a session whose visit is opened at the first use."""
+    session = Session.__new__(Session)
+    session._open = open
+    return session
 
 
 def _text(name: str, value: Any) -> str:

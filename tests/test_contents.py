@@ -81,7 +81,9 @@ def test_two_keys_are_never_the_same_name() -> None:
         bson.ObjectId("0" * 24), bson.Decimal128("1.10"), bson.Int64(5), bson.Binary(b"x", 128),
         bson.Regex("a", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("f()"),
         bson.Code("f()", {"a": [1]}), DBRef("coll", 1, "db", more=[{"a": 1}]),
-        {"$ref": "not a DBRef", "$id": 1},
+        {"$ref": "not a DBRef", "$id": 1}, {"at": [UTC_NOON, {"at": UTC_NOON}]},
+        bson.Code("f()", {"at": UTC_NOON}), DBRef("coll", 1, at=[UTC_NOON]),
+        datetime.max.replace(microsecond=999000, tzinfo=timezone.utc),
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import timedelta, timezone
 from typing import Any, TypeAlias, TypeVar
 
 import pytest
@@ -94,7 +94,8 @@ class Story(RuleBasedStateMachine):
         self.clock = clock
         self.settings = [{"mongodb_session_db": database} | more for more, _ in DEPLOYMENTS]
         self.stores = [MongoStore(one, client=client, clock=clock) for one in self.settings]
-        self.stored = self.stores[0].collection.with_options(CODEC)
+        aware = CODEC.with_options(tz_aware=True, tzinfo=timezone.utc)
+        self.stored = self.stores[0].collection.with_options(aware)
         self.stored.delete_many({})
         self.deployed = 0
         self.model = Model(clock)

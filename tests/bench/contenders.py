@@ -159,7 +159,8 @@ class Floor:
         kind, headers = environ["PATH_INFO"][1:], [("Content-Type", "text/plain")]
         if kind != "untouched":
             token = parse_cookie(environ).get("sid", "")
-            new = self._use(kind, id_of(token), datetime.now(timezone.utc), environ)
+            now = datetime.now(timezone.utc).replace(tzinfo=None)
+            new = self._use(kind, id_of(token), now, environ)
             if new is not None:
                 headers.append(("Set-Cookie", f"sid={new}; Path=/; Secure; HttpOnly; SameSite=Lax"))
         start_response("200 OK", headers)
