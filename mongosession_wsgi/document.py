@@ -66,6 +66,8 @@ _UNLIKE_STORED = _NESTED | _HOLDERS | {Int64, datetime}
 _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
 """The types with values that the driver encodes but cannot decode, such as a short UUID."""
 _AS_THEY_ARE = frozenset(_SCALAR) - {int, str} - frozenset(_MAY_BE_UNREADABLE)
+_LEAVES = _AS_THEY_ARE | {int, str}
+"""The types of items that a walk passes by; the encoder finds a long int or a lone surrogate."""
 
 TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TO_ESCAPE = re.compile(r"\A\$|[%.\0]")
@@ -303,6 +305,7 @@ def encode_form(key: str, stored: Any) -> bytes:
         encoded = bson.encode({"": stored}, codec_options=CODEC)
     except _REFUSALS as error:
         path, value = _culprit((None, key), stored)
+        _Walk().form(value, path, 1)  # There are better words for a text, and for an int.
         raise SessionDataError(
             f"{_shown(path)}: this {type(value).__name__} is out of the range that BSON has for it"
         ) from error
@@ -555,16 +558,18 @@ class _Walk:
         if not isinstance(value, dict):
             items = enumerate(list(value))
             return [
-                item if type(item) in _AS_THEY_ARE else self.form(item, (path, index), depth + 1)
+                item if type(item) in _LEAVES else self.form(item, (path, index), depth + 1)
                 for index, item in items
             ]
         stored = {}
         for key, item in list(value.items()):
-            place = (path, key)
+            name = key
             if not (type(key) is str and key.isidentifier() and key.isascii()):
-                _check_key(key, place)
-                key = escape(key)
-            stored[key] = item if type(item) in _AS_THEY_ARE else self.form(item, place, depth + 1)
+                _check_key(key, (path, key))
+                name = escape(key)
+            if type(item) not in _LEAVES:
+                item = self.form(item, (path, key), depth + 1)
+            stored[name] = item
         return stored
 
 

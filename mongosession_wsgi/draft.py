@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from . import document
@@ -41,16 +40,18 @@ class SealedData(dict[str, bytes]):
 class Draft:
     """Data with the changes of one request so far, without I/O.
 
-    No flag marks a value as changed. A value handed to the application may have changed in place,
-    so the bytes for MongoDB now are compared with the bytes from before.
+    No flag marks a value as changed. A value that was set, or handed to the application, may have
+    changed, so it is compared with what is stored: by the bytes for MongoDB, if need be.
     """
 
-    __slots__ = ("_prints", "_sealed", "_stored", "data", "dropped", "replaces")
+    __slots__ = ("_prints", "_sealed", "_stored", "_touched", "data", "dropped", "replaces")
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
         self._stored: dict[str, Any] = {} if stored is None else stored
         # The very dict of the stored data, until the first change.
         self.data: dict[str, Any] = self._stored
+        # The keys that were set or removed since, in this order.
+        self._touched: dict[str, None] = {}
         # The bytes of the stored values handed to the application.
         self._prints: dict[str, bytes] = {}
         # Whether all stored data goes, known or not.
@@ -88,27 +89,25 @@ class Draft:
         document.check(key, value)
         if self._sealed is not None:
             self._open(key)
-        if self.data is self._stored:
-            self.data = self._stored.copy()
-        self.data[key] = value
+        self._own_data()[key] = value
+        self._touched[key] = None
 
     def delete(self, key: str) -> None:
         """Remove a key; raises `KeyError` for a missing key."""
         if self._sealed is not None:
             self._open(key)
-        if self.data is self._stored:
-            self.data = self._stored.copy()
-        del self.data[key]
+        del self._own_data()[key]
+        self._touched[key] = None
 
     def clear(self) -> None:
         """Remove every key."""
-        self.complete()
+        self._touched |= dict.fromkeys(self.complete())
         self.data = {}
 
     def wipe(self) -> None:
         """Forget all data, also the stored data that nobody has looked at."""
         self._stored, self._prints, self._sealed = {}, {}, None
-        self.data = {}
+        self.data, self._touched = {}, {}
         self.replaces = True
 
     def drop(self, keys: Iterable[str]) -> None:
@@ -121,24 +120,18 @@ class Draft:
     def forget(self) -> None:
         """Forget the stored data, which turned out to be no session, and keep the changes."""
         self.data = {key: self.data[key] for key in self.difference().assigned}
+        self._touched = dict.fromkeys(self.data)
         self._stored, self._prints, self._sealed = {}, {}, None
 
     def difference(self) -> Changes:
         """Return the changes. Raises `SessionDataError` for a value that MongoDB cannot hold."""
-        if self.data is self._stored and not self._prints:
-            return UNCHANGED
         if self.replaces:
             return self.contents()
-        data, stored, prints = self.data, self._stored, self._prints
-        # The same object, never handed to the application, has not changed.
-        if data is stored:
-            return self._changed([(key, data[key]) for key in prints], frozenset())
-        items = [
-            (key, value)
-            for key, value in list(data.items())
-            if value is not stored.get(key, _MISSING) or key in prints
-        ]
-        return self._changed(items, frozenset(stored.keys() - data.keys()))
+        if not (self._touched or self._prints):
+            return UNCHANGED
+        keys = self._touched | dict.fromkeys(self._prints)
+        removed = frozenset([key for key in keys if key in self._stored and key not in self.data])
+        return self._changed([(key, self.data[key]) for key in keys if key in self.data], removed)
 
     def contents(self) -> Changes:
         """Return all of the data, as the changes from nothing to a new session."""
@@ -186,6 +179,13 @@ class Draft:
         self._prints = {key: before._prints[key] for key in held}
         kept = {key: value for key, value in self._stored.items() if key not in changes.removed}
         self.data = kept | {key: before.data[key] for key in changes.assigned}
+        self._touched = dict.fromkeys((*changes.assigned, *changes.removed))
+
+    def _own_data(self) -> dict[str, Any]:
+        """Return the data in a dict that is not that of the stored data."""
+        if self.data is self._stored:
+            self.data = self._stored.copy()
+        return self.data
 
     def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
         """Return the values of some keys, and keep the values of the others sealed."""
@@ -213,21 +213,16 @@ class Draft:
     def settle(self, changes: Changes) -> None:
         """Take note of `changes`, a difference of the draft, as stored."""
         if changes.replaces:
-            self._stored, self._prints, self.replaces = {}, {}, False
-        stored, prints = self._stored.copy(), self._prints
+            self._stored, self._prints, self._touched, self.replaces = {}, {}, {}, False
+        self._stored = self._stored.copy()
         for key in changes.removed | changes.assigned.keys():
-            stored.pop(key, None)
-            prints.pop(key, None)
-        stored |= {key: self.data.get(key) for key in changes.assigned}
-        prints |= changes.prints
-        if len(stored) == len(self.data) and all(
-            map(is_, map(stored.get, self.data), self.data.values())
-        ):
-            self.data = stored  # Nothing has changed since, and nothing need be compared.
-        self._stored = stored
+            for keys in (self._stored, self._prints, self._touched):
+                keys.pop(key, None)
+        self._stored |= {key: self.data.get(key) for key in changes.assigned}
+        self._prints |= changes.prints
 
     def _changed(self, items: list[tuple[str, Any]], removed: frozenset[str]) -> Changes:
-        """Return the changes among some items, and the removed keys."""
+        """Return the changes among some items, together with the removed keys."""
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
         for key, value in items:
