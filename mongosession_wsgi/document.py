@@ -497,9 +497,7 @@ class _Walk:
 
     def form(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
-        if kind in _AS_THEY_ARE or (kind is str and value.isascii()):
-            return value
-        if kind is int and -(2**63) <= value < 2**63:
+        if kind in _AS_THEY_ARE:
             return value
         if isinstance(value, _CONTAINERS):
             return self._container(value, path, depth)

@@ -137,17 +137,16 @@ class Exchange:
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
 
-    def _open(self) -> Visit:
-        """Return the visit, opened at the first use; many a request never looks at its session."""
-        if self._visit is None:
-            token = self.cookie.read(self._came_with)
-            self._visit = visit_of(self._store.open(token, self._times))
-        return self._visit
-
     @property
     def visit(self) -> Visit:
         """The visit beneath the session."""
-        return self._open()
+        return self._visit or visit_of(self.session)
+
+    def _open(self) -> Visit:
+        """Open the visit, at the session's first use; many a request has none."""
+        token = self.cookie.read(self._came_with)
+        self._visit = visit = visit_of(self._store.open(token, self._times))
+        return visit
 
     @property
     def is_untouched(self) -> bool:
@@ -161,9 +160,9 @@ class Exchange:
         place of a committed response, the session stays the same. Raises `SessionDataError`, and
         `StoreError`, even where the framework has caught the error and made a 500.
         """
-        if self.is_untouched or self._committed:
+        visit = self._visit
+        if visit is None or visit.state is State.UNTOUCHED or self._committed:
             return
-        visit = self.visit
         if status.startswith("500") and type(visit.known) is Failure:
             raise visit.known.error
         if status.startswith("5"):

@@ -117,10 +117,11 @@ class MongoSessionInterface(SessionInterface):
         if session is None:  # No middleware of ours is around the application.
             exchange = FlaskExchange(self._exchanges_of(app), request.environ)
             session = exchange.session
-        opened = request.__dict__[SESSION] = self.session_class(visit_of(session))
+        visit = visit_of(session)
+        opened = request.__dict__[SESSION] = self.session_class(visit)
         opened._exchange = exchange
         # Neither the token of Flask-WTF nor the idle time is handed on by a login.
-        visit_of(opened).secrets = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"), _PERMANENT
+        visit.secrets = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"), _PERMANENT
         return opened
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
