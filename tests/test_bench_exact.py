@@ -225,6 +225,16 @@ def test_a_page_has_the_sections_that_were_measured_and_says_where() -> None:
     assert report.page_of(moved).count("Measured at another time: 1999-12-31") == 1
 
 
+def test_a_run_of_some_parts_leaves_the_others_as_they_are() -> None:
+    saved, run = report.saved(), {"held": {}, "settings": {"held": {"date": "1999-12-31"}}}
+    both = report.merged(saved, run)
+    assert both["held"] == {}
+    assert both["time"] == saved["time"]
+    assert both["settings"]["held"] == {"date": "1999-12-31"}
+    assert both["settings"]["time"] == saved["settings"]["time"]
+    assert report.merged(saved, {}) == saved
+
+
 def test_tables_outside_of_folds_are_narrow() -> None:
     page = re.sub("<details>.*?</details>", "", report.page_of(report.saved()), flags=re.DOTALL)
     assert max(line.count("|") for line in page.splitlines()) <= 6

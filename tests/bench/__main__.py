@@ -92,7 +92,7 @@ def main() -> None:
     except UnavailableError as error:
         sys.exit(f"bench: {error}")
     if asked.report or asked.again:  # Parts that were not measured stay as they were.
-        figures = report.saved() | figures
+        figures = report.merged(report.saved(), figures)
         report.write(figures)
     print(report.as_text(figures))
 

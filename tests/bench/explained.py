@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from secrets import token_hex
+from statistics import median
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from pymongo import MongoClient, monitoring
@@ -21,6 +24,8 @@ from .measure import Figures, databases, is_embedded, name_of
 
 STORED = 1000
 """The sessions in the collection beside those that are asked for."""
+MORE, REPEATS = 20, 7
+"""How many times more sessions there are the second time, and how often each verb is timed."""
 THEIRS = 3
 """The sessions of one owner."""
 INDEXED = ("_id", "owner")
@@ -144,7 +149,8 @@ def verbs(store: MongoStore) -> dict[str, Callable[[], object]]:
         session["key000"] = session["key001"]
 
     revoked = session().id or ""
-    for owner in ("alice", "bob"):
+    alice, bob = token_hex(4), token_hex(4)
+    for owner in (alice, bob):
         for _ in range(THEIRS):
             session(owner)
     return {
@@ -155,9 +161,30 @@ def verbs(store: MongoStore) -> dict[str, Callable[[], object]]:
         "regenerate": change(session(), Session.regenerate),
         "log out": change(session(), Session.destroy),
         "revoke": lambda: store.revoke(revoked),
-        "sessions(owner)": lambda: list(store.sessions("alice")),
-        "revoke_all": lambda: store.revoke_all("bob"),
+        "sessions(owner)": lambda: list(store.sessions(alice)),
+        "revoke_all": lambda: store.revoke_all(bob),
     }
+
+
+def grown(uri: str, tell: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of each verb, by how many other sessions there are.
+
+    A server may do otherwise than it explains, and a scan takes the longer, the more there are.
+    """
+    found = {}
+    with databases(uri) as database, MongoClient[Any](uri) as client:
+        store = MongoStore({"mongodb_session_db": database}, client=client)
+        store.ensure_indexes()
+        for size in (STORED, MORE * STORED):
+            fill_up(client[database]["sessions"], size, tell)
+            spent: dict[str, list[float]] = {}
+            for _ in range(REPEATS):
+                for name, act in verbs(store).items():
+                    begun = perf_counter()
+                    act()
+                    spent.setdefault(name, []).append((perf_counter() - begun) * 1000)
+            found[str(size)] = {name: round(median(of), 2) for name, of in spent.items()}
+    return found
 
 
 def stored(uri: str, size: int, tell: Callable[[str], None]) -> Figures:
@@ -179,4 +206,4 @@ def measured(uri: str, others: Sequence[str], size: int, tell: Callable[[str], N
             name = name_of(client)
         tell(f"what {name} examines")
         engines[name] = explained(one)
-    return {"engines": engines, "stored": stored(uri, size, tell)}
+    return {"engines": engines, "grown": grown(uri, tell), "stored": stored(uri, size, tell)}

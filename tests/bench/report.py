@@ -86,6 +86,7 @@ PLACES: dict[str, tuple[str, Text]] = {
     "workers": _table("workers", rows.worker_rows),
     "memory": _fold("memory", "The most that a process had", rows.process_rows),
     "examined": ("database", lambda figures: fold(rows.examined_tables(figures))),
+    "grown": _table("database", rows.grown_rows),
     "silent": ("database", lambda figures: _silent(figures)),
     "stored": _table("database", rows.stored_rows),
 }
@@ -110,6 +111,7 @@ TERMINAL: dict[str, tuple[str, Callable[[Figures], Rows]]] = {
     "What a request holds": ("held", rows.held_rows),
     "Workers of gunicorn": ("workers", rows.worker_rows),
     "Memory of a process, at most": ("memory", rows.process_rows),
+    "Milliseconds of a command, by sessions": ("database", rows.grown_rows),
     "Many sessions": ("database", rows.stored_rows),
     "Where another package costs less in the same framework": ("time", loss_rows),
 }
@@ -124,6 +126,12 @@ def saved() -> Figures:
     """Return the figures that the page was made of."""
     figures: Figures = json.loads(RESULTS.read_text())
     return figures
+
+
+def merged(saved: Figures, figures: Figures) -> Figures:
+    """Return the figures of a run, and those saved of all that the run has not measured."""
+    settings = saved["settings"] | figures.get("settings", {})
+    return saved | figures | {"settings": settings}
 
 
 def as_text(figures: Figures) -> str:
@@ -147,14 +155,12 @@ def as_text(figures: Figures) -> str:
 
 def write(figures: Figures) -> None:
     """Write the page, its pictures, the figures themselves, and the lines of the README."""
-    text = json.dumps(figures, indent=1)
-    RESULTS.write_text(re.sub(r"\s+(?=[^\[\]{}]*\])", " ", text) + "\n")
-    for file, text in files_of(figures).items():
-        file.write_text(text)
     readme = ROOT / "README.md"
-    lines = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
-    text = re.sub("<!-- bench -->.*<!-- /bench -->", lines, readme.read_text(), flags=re.DOTALL)
-    readme.write_text(text)
+    ours = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
+    whole = re.sub("<!-- bench -->.*<!-- /bench -->", ours, readme.read_text(), flags=re.DOTALL)
+    results = re.sub(r"\s+(?=[^\[\]{}]*\])", " ", json.dumps(figures, indent=1)) + "\n"
+    for file, text in (files_of(figures) | {readme: whole, RESULTS: results}).items():
+        file.write_text(text)
 
 
 def files_of(figures: Figures) -> dict[Path, str]:
@@ -205,7 +211,7 @@ def setting_of(figures: Figures, part: str, *, brief: bool = False) -> str:
 def _silent(figures: Figures) -> str:
     engines = figures["database"]["engines"]
     silent = [engine for engine, verbs in engines.items() if verbs is None]
-    return f"{' and '.join(silent)} does not tell." if silent else ""
+    return f"There is no `explain` in {' and '.join(silent)}." if silent else ""
 
 
 def readme_of(figures: Figures) -> str:

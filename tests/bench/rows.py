@@ -215,6 +215,14 @@ def examined_tables(figures: Figures) -> Iterator[tuple[str, Rows]]:
         yield engine, rows
 
 
+def grown_rows(figures: Figures) -> Rows:
+    by_size = figures["database"]["grown"]
+    rows = [["milliseconds, with", *(f"{int(size):,}" for size in by_size)]]
+    for verb in next(iter(by_size.values())):
+        rows.append([verb, *(f"{of[verb]:.1f}" for of in by_size.values())])
+    return rows
+
+
 def stored_rows(figures: Figures) -> Rows:
     stored, count = figures["database"]["stored"], figures["database"]["stored"]["count"]
     parts = {"documents": stored["size"]}
