@@ -49,6 +49,8 @@ class Served:
     def __init__(self, uri: str, database: str, name: str, options: Sequence[str]) -> None:
         self.database = database
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # As gunicorn sets it for sockets of its own; else an answer may wait for 40 ms.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{self._listener.fileno()}"]
         command += ["--no-control-socket", "--log-level=error"]
