@@ -9,7 +9,7 @@ from pymongo import MongoClient
 
 from .bench import memory, throughput
 from .bench.bars import Rate, rates_of, to
-from .bench.crowd import Crowd, cookie_of, request_of
+from .bench.crowd import Crowd, cookie_of, is_whole, request_of
 
 pytest.importorskip("gunicorn")
 pytestmark = pytest.mark.server
@@ -76,3 +76,11 @@ def test_the_memory_of_a_worker(mongodb_uri: str, monkeypatch: pytest.MonkeyPatc
     found = memory.measured(mongodb_uri, tell, ["bare", "ours"])
     assert set(found["held"]["ours"]) == set(memory.HELD_KINDS)
     assert found["workers"]["ours"]["2"] > found["workers"]["bare"]["1"] > 10_000
+
+
+def test_a_body_ends_after_its_length_or_its_last_chunk() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2"
+    assert [is_whole(head, body) for body in (b"", b"o", b"ok")] == [False, False, True]
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
+    assert not is_whole(head, b"2\r\nok\r\n")
+    assert is_whole(head, b"2\r\nok\r\n0\r\n\r\n")

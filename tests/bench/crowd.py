@@ -60,7 +60,7 @@ class Browser:
         data = self.socket.recv(65536)
         self._got += data
         head, end, body = self._got.partition(_END)
-        if data and not (end and _is_whole(head, body)):
+        if data and not (end and is_whole(head, body)):
             return None
         if not head.startswith(b"HTTP/1.1 200 "):
             raise SystemExit(f"bench: an application answered {self._got[:200]!r}")
@@ -76,7 +76,7 @@ class Browser:
         self.socket.close()
 
 
-def _is_whole(head: bytes, body: bytes) -> bool:
+def is_whole(head: bytes, body: bytes) -> bool:
     """Say whether a body is all that its head announces; one without a length comes in chunks."""
     length = _LENGTH.search(head)
     return body.endswith(b"0" + _END) if length is None else len(body) >= int(length[1])
