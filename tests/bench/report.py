@@ -149,8 +149,12 @@ def as_text(figures: Figures) -> str:
         for engine, table in rows.examined_tables(figures):
             tables[f"Keys and documents that {engine} examines"] = table
     texts = [f"{title}\n{aligned(table)}" for title, table in tables.items() if len(table) > 1]
-    settings = dict.fromkeys(setting_of(figures, part) for part in figures["settings"])
-    return "\n\n".join([*settings, *texts])
+    # The load is another for each part, and the first one says enough.
+    settings = {
+        setting_of(figures, part, brief=True): setting_of(figures, part)
+        for part in reversed(figures["settings"])
+    }
+    return "\n\n".join([*settings.values(), *texts])
 
 
 def write(figures: Figures) -> None:
