@@ -12,10 +12,10 @@ BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
 
-.PHONY: help demo test quick test-oldest check docs audit dist bench bench-report operations races explore mutants faults fuzz load soak clean
+.PHONY: help demo test quick test-oldest check docs audit dist bench bench-throughput bench-report operations races explore mutants faults fuzz load soak clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 demo: $(DEMO_INSTALLED)  ## serve the example shop with a server of its own (ONCE=1: end after the transcript)
 	@exec $(BIN)/python examples/demo.py $(if $(ONCE),--once)
@@ -53,11 +53,17 @@ dist: $(INSTALLED)  ## build the sdist and the wheel
 	rm -rf dist
 	$(BIN)/python -m build
 
-bench: $(BENCH)/installed  ## measure what a session costs, beside other session stores (QUICK=1: only the floor, FULL=1: a million sessions)
-	@$(BENCH)/bin/python -m tests.bench $(if $(QUICK),--quick) $(if $(FULL),--full)
+# SERVER is embedded, java or rust; without, the server is that of MONGODB_URI, or else embedded.
+MEASURE = $(BENCH)/bin/python -m tests.bench $(if $(SERVER),--server $(SERVER)) $(if $(FULL),--full) $(ARGS)
 
-bench-report: $(BENCH)/installed  ## measure, and write docs/benchmarks.md and its pictures
-	@$(BENCH)/bin/python -m tests.bench --report $(if $(FULL),--full)
+bench: $(BENCH)/installed  ## measure what a session costs, beside other session stores (QUICK=1, FULL=1, SERVER=rust)
+	@$(MEASURE) $(if $(QUICK),--only floor)
+
+bench-throughput: $(BENCH)/installed  ## measure requests a second under gunicorn (SERVER=rust, REPORT=1: into the page)
+	@$(MEASURE) --only throughput $(if $(REPORT),--report)
+
+bench-report: $(BENCH)/installed  ## measure everything, and write docs/benchmarks.md and its pictures (SERVER=rust)
+	@$(MEASURE) --report
 
 operations: $(INSTALLED)  ## time the command with many sessions (SESSIONS=200000)
 	@$(BIN)/python -m tests.operations --sessions $(or $(SESSIONS),200000)

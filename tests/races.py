@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from http.client import HTTPResponse
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -36,12 +35,12 @@ from pymongo import MongoClient
 
 from mongosession_wsgi import MongoStore, Session, SessionMiddleware, life
 from mongosession_wsgi.document import CODEC, Mark, id_of
-from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing.memory import Client
 from mongosession_wsgi.visit import State
 
-from .servers.java import UnavailableError, java_server
+from .servers.choice import SERVERS
+from .servers.kept import UnavailableError
 from .wsgi import KEY, Browser, Response, call, conforming, environ_of
 
 T = TypeVar("T")
@@ -808,16 +807,6 @@ def atomic(uri: str) -> Iterator[str]:
         return
     with closing(OneAtATime((str(address[0]), address[1]))) as passing_on:
         yield passing_on.uri
-
-
-@contextmanager
-def embedded_server() -> Iterator[str]:
-    """Start an embedded server with a folder of its own, yield the URI, and end the server."""
-    with TemporaryDirectory() as folder, EmbeddedServer(folder) as server:
-        yield server.uri
-
-
-SERVERS = {"embedded": embedded_server, "java": java_server}
 
 
 # The table.

@@ -74,6 +74,26 @@ def test_every_page_fits_on_a_phone(site: Path, tmp_path: Path) -> None:
     assert {page: found for page, found in seen.items() if found != right} == {}
 
 
+SCROLLED = """
+return [...document.querySelectorAll("article *")]
+  .filter((element) => !element.closest("details:not([open])"))
+  .filter((element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX)
+    && element.scrollWidth > element.clientWidth + 1)
+  .map((element) => `${element.tagName}: ${element.textContent.trim().slice(0, 60)}`);
+"""
+
+
+@in_chromium
+def test_the_figures_are_read_on_a_phone_without_scrolling_to_the_side(
+    site: Path, tmp_path: Path
+) -> None:
+    with profile(tmp_path) as browser:
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        browser.get((site / "benchmarks.html").as_uri())
+        assert browser.execute_script("return document.querySelectorAll('details').length") > 5
+        assert browser.execute_script(SCROLLED) == []
+
+
 @pytest.mark.parametrize(
     ("word", "pieces"),
     [

@@ -10,15 +10,12 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
-from mongosession_wsgi.embedded import EmbeddedServer
-
-from . import report
+from ..servers.choice import SERVERS, at_hand
+from ..servers.kept import UnavailableError
+from . import explained, machine, memory, report, throughput
 from .contenders import ROWS
 from .contest import PROCESSES, TOGETHER
 from .growth import by_sessions
@@ -26,83 +23,113 @@ from .measure import Figures, by_keys, counted, sealed, setting_of, started, thr
 
 COMPARED = [row for row in ROWS if row.kind in ("untouched", "read", "set", "read and set")]
 SIZES = (10_000, 100_000, 1_000_000)
+CROWDED_SIZES = (10_000, 1_000_000, 10_000_000)
+
+
+class Run:
+    """One run: the server, and the parts to measure, each a method that returns figures."""
+
+    def __init__(self, uri: str, server: str, rounds: int, *, is_full: bool) -> None:
+        self._uri = uri
+        self._server = server
+        self._rounds = rounds
+        self._is_full = is_full
+
+    def floor(self) -> Figures:
+        with started(self._uri, [TOGETHER]) as processes:
+            return {"beside the floor": timed(processes, COMPARED, 4 * self._rounds, tell)}
+
+    def sealed(self) -> Figures:
+        return {"sealed": sealed(self._uri, 2 * self._rounds, tell)}
+
+    def wire(self) -> Figures:
+        return counted(self._uri, tell)
+
+    def time(self) -> Figures:
+        with started(self._uri, PROCESSES) as processes:
+            return {
+                "time": timed(processes, ROWS, self._rounds, tell),
+                "cpu by keys": by_keys(processes, self._rounds, tell),
+                "threads": threaded(processes, max(2, self._rounds // 4), tell),
+            }
+
+    def sessions(self) -> Figures:
+        sizes = SIZES if self._is_full else SIZES[:2]
+        return {"sessions": by_sessions(self._uri, sizes, self._rounds, tell)}
+
+    def throughput(self) -> Figures:
+        sizes = CROWDED_SIZES if self._is_full else CROWDED_SIZES[:2]
+        return {"throughput": throughput.measured(self._uri, 2 * self._rounds, tell, sizes)}
+
+    def memory(self) -> Figures:
+        return memory.measured(self._uri, tell)
+
+    def database(self) -> Figures:
+        size = 1_000_000 if self._is_full else 100_000
+        with ExitStack() as stack:
+            others = []
+            for name in at_hand():
+                if name != self._server:
+                    with suppress(UnavailableError):
+                        others.append(stack.enter_context(SERVERS[name]()))
+            return {"database": explained.measured(self._uri, others, size, tell)}
+
+
+PARTS = ("floor", "sealed", "wire", "time", "sessions", "throughput", "memory", "database")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="only this package and the floor")
-    parser.add_argument("--sealed", action="store_true", help="only sealed sessions and others")
+    parser.add_argument("--server", choices=SERVERS, help="start this one, without MONGODB_URI")
+    parser.add_argument("--only", choices=PARTS, nargs="+", help="measure these parts alone")
     parser.add_argument("--rounds", type=int, default=6, help="of 32 requests a cell (6)")
-    parser.add_argument("--full", action="store_true", help="up to a million sessions stored")
+    parser.add_argument("--full", action="store_true", help="up to ten million sessions stored")
     parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md")
     parser.add_argument("--again", action="store_true", help="the same, of the last figures")
     asked = parser.parse_args()
-    if asked.again:
-        figures: Figures = json.loads(report.RESULTS.read_text())
-    else:
-        figures = measured(asked)
-    print(_text_of(asked, figures))
-    if asked.report or asked.again:
+    try:
+        figures = {} if asked.again else measured(asked)
+    except UnavailableError as error:
+        sys.exit(f"bench: {error}")
+    if asked.report or asked.again:  # Parts that were not measured stay as they were.
+        figures = report.merged(report.saved(), figures)
         report.write(figures)
-
-
-def _text_of(asked: argparse.Namespace, figures: Figures) -> str:
-    if asked.sealed:
-        return report.sealed_text(figures)
-    return report.quick_text(figures) if asked.quick else report.as_text(figures)
+    print(report.as_text(figures))
 
 
 def measured(asked: argparse.Namespace) -> Figures:
-    rounds: int = asked.rounds
-    with server() as (uri, embedded):
-        figures: dict[str, Any] = {
-            "setting": setting_of(uri) | {"embedded": embedded, "rounds": rounds}
-        }
-        if asked.sealed or not asked.quick:
-            figures["sealed"] = sealed(uri, 2 * rounds, tell)
-        if not asked.sealed:
-            with started(uri, [TOGETHER]) as processes:
-                figures["beside the floor"] = timed(processes, COMPARED, 4 * rounds, tell)
-        if not (asked.quick or asked.sealed):
-            figures |= counted(uri, tell)
-            with started(uri, PROCESSES) as processes:
-                figures["time"] = timed(processes, ROWS, rounds, tell)
-                figures["cpu by keys"] = by_keys(processes, rounds, tell)
-                figures["threads"] = threaded(processes, max(2, rounds // 4), tell)
-            sizes = SIZES if asked.full else SIZES[:2]
-            figures["sessions"] = by_sessions(uri, sizes, rounds, tell)
+    """Return the figures of the parts, and the setting of each."""
+    figures: Figures = {"settings": {}}
+    with server(asked.server) as (uri, name):
+        run = Run(uri, name, asked.rounds, is_full=asked.full)
+        # The embedded server is so slow that it alone would be measured.
+        usual = [part for part in PARTS if part != "throughput" or name != "embedded"]
+        for part in asked.only or usual:
+            setting = setting_of(uri) | {"chosen": name, "rounds": asked.rounds}
+            found = getattr(run, part)()
+            figures |= found
+            figures["settings"] |= dict.fromkeys(found, setting)
     as_read: Figures = json.loads(json.dumps(figures))
     return as_read
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, bool]]:
-    """Yield the URI of the server, and whether it is embedded: unless `MONGODB_URI` names one.
+def server(name: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the URI of the server, and the name of its kind: `yours` is that of `MONGODB_URI`.
 
     The clients have a core of their own, where Linux gives them one: a client that shares one with
     the server finds its caches full of the server's work, and that is measured as the client's.
     """
-    core, *others = cores()
     uri = os.environ.get("MONGODB_URI")
-    if uri:
-        run_on([core])
-        yield uri, False
+    if uri and name is None:
+        machine.run_on(machine.FIRST)
+        yield uri, "yours"
         return
-    run_on(others or [core])
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServer(Path(folder)) as embedded:
-        run_on([core])
-        yield embedded.uri, True
-
-
-def cores() -> list[int]:
-    """Return the processor's cores that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else [0]
-
-
-def run_on(cores: Sequence[int]) -> None:
-    """Have the processes that are started from now on run on these cores, and on no other."""
-    if sys.platform == "linux":
-        os.sched_setaffinity(0, cores)
+    machine.run_on(machine.OTHERS)
+    name = name or "embedded"
+    with SERVERS[name]() as uri:
+        machine.run_on(machine.FIRST)
+        yield uri, name
 
 
 def tell(what: str) -> None:

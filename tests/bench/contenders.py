@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from importlib import import_module
+from os import getpid
 from random import Random
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ class Row(NamedTuple):
         return self.kind if self.kind in ALIKE else f"{self.kind}, {self.contents.keys} keys"
 
 
+HELD = "bench.held"
+"""The key of an environ under which an application leaves its session, if the key is there."""
+HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "2")]
 SMALL, LARGE = Contents(3, 20), Contents(50, 100)
 ALIKE = ("untouched", "first visit")
 """The kinds to which it is all one what the session holds."""
@@ -60,8 +64,8 @@ _numbers = itertools.count()
 
 
 def fresh() -> str:
-    """Return a value that no request has set before."""
-    return f"value {next(_numbers):014}"
+    """Return a value that no request has set before, in none of the workers either."""
+    return f"value {getpid() % 10**7:07}{next(_numbers):07}"
 
 
 def data_of(contents: Contents) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def plain(use: Callable[[str, dict[str, Any]], object]) -> Application:
         kind = environ["PATH_INFO"][1:]
         if kind != "untouched":
             use(kind, environ)
-        start_response("200 OK", [("Content-Type", "text/plain")])
+        start_response("200 OK", [*HEADERS])
         return [b"ok"]
 
     return app
@@ -156,15 +160,21 @@ class Floor:
         self._sessions.create_indexes(indexes)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        kind, headers = environ["PATH_INFO"][1:], [("Content-Type", "text/plain")]
-        if kind != "untouched":
-            token = parse_cookie(environ).get("sid", "")
-            now = datetime.now(timezone.utc).replace(tzinfo=None)
-            new = self._use(kind, id_of(token), now, environ)
-            if new is not None:
-                headers.append(("Set-Cookie", f"sid={new}; Path=/; Secure; HttpOnly; SameSite=Lax"))
+        headers = [*HEADERS]
+        cookie = self.use(environ["PATH_INFO"][1:], environ)
+        if cookie is not None:
+            headers.append(("Set-Cookie", cookie))
         start_response("200 OK", headers)
         return [b"ok"]
+
+    def use(self, kind: str, environ: dict[str, Any]) -> str | None:
+        """Do what a request of this kind is for; return its Set-Cookie, if any."""
+        if kind == "untouched":
+            return None
+        id_ = id_of(parse_cookie(environ).get("sid", ""))
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        new = self._use(kind, id_, now, environ)
+        return None if new is None else f"sid={new}; Path=/; Secure; HttpOnly; SameSite=Lax"
 
     def _use(self, kind: str, id_: str, now: datetime, environ: dict[str, Any]) -> str | None:
         match kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from . import peers
@@ -19,6 +20,12 @@ class Contender(NamedTuple):
     make: Callable[[str, str], Application]
     alone: str
     rival: str | None = None
+    needs: str = "mongosession_wsgi"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package that the contender needs is here."""
+        return find_spec(self.needs) is not None
 
 
 CONTENDERS = {
@@ -28,16 +35,28 @@ CONTENDERS = {
         Contender("floor", Floor, "bare"),
         Contender("ours", ours, "bare"),
         Contender("ours, auto", ours_auto, "bare"),
-        Contender("ours, sealed", ours_sealed, "bare"),
-        Contender("Beaker", peers.beaker, "bare", "ours"),
-        Contender("Beaker, tuned", peers.beaker_tuned, "bare", "ours"),
-        Contender("Flask alone", peers.flask_alone, "Flask alone"),
-        Contender("Flask, ours", peers.flask_ours, "Flask alone"),
-        Contender("Flask-Session", peers.flask_session, "Flask alone", "Flask, ours"),
-        Contender("Flask-Session, tuned", peers.flask_session_tuned, "Flask alone", "Flask, ours"),
-        Contender("Django alone", peers.django_alone, "Django alone"),
-        Contender("Django, ours", peers.django_ours, "Django alone"),
-        Contender("Django", peers.django, "Django alone", "Django, ours"),
+        Contender("ours, sealed", ours_sealed, "bare", needs="cryptography"),
+        Contender("Beaker", peers.beaker, "bare", "ours", "beaker"),
+        Contender("Beaker, tuned", peers.beaker_tuned, "bare", "ours", "beaker"),
+        *(
+            Contender(name, make, "Flask alone", rival, needs)
+            for name, make, rival, needs in (
+                ("Flask alone", peers.flask_alone, None, "flask"),
+                ("Flask, floor", peers.flask_floor, None, "flask"),
+                ("Flask, ours", peers.flask_ours, None, "flask"),
+                ("Flask-Session", peers.flask_session, "Flask, ours", "flask_session"),
+                ("Flask-Session, tuned", peers.flask_session_tuned, "Flask, ours", "flask_session"),
+            )
+        ),
+        *(
+            Contender(name, make, "Django alone", rival, "django_mongodb_backend")
+            for name, make, rival in (
+                ("Django alone", peers.django_alone, None),
+                ("Django, floor", peers.django_floor, None),
+                ("Django, ours", peers.django_ours, None),
+                ("Django", peers.django, "Django, ours"),
+            )
+        ),
     )
 }
 RIVALS = {name: of.rival for name, of in CONTENDERS.items() if of.rival is not None}
@@ -48,7 +67,14 @@ SEALED = ("floor", "ours", "ours, sealed")
 """The same for sealed sessions, which have tables of their own."""
 EVERYWHERE = [name for name in CONTENDERS if name != "ours, sealed"]
 """Those who are in all other tables."""
+FLOORS = {"bare": "floor", "Flask alone": "Flask, floor", "Django alone": "Django, floor"}
+"""The floor of each framework, by the application without a session."""
 PROCESSES = [TOGETHER, *((name,) for name in EVERYWHERE if name not in TOGETHER)]
+
+
+def floor_of(name: str) -> str:
+    """Return the handler written by hand in a contender's framework."""
+    return FLOORS[CONTENDERS[name].alone]
 
 
 def runs(name: str, row: Row) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from secrets import token_urlsafe
 from statistics import median
@@ -19,6 +19,9 @@ from .contenders import SMALL, Row, data_of
 from .measure import Figures, Tell, in_turns, started
 
 AT_ONCE = 5000
+SAMPLE = 50
+"""The tokens of that many that are returned."""
+_DATA = data_of(SMALL)
 
 
 def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figures:
@@ -43,16 +46,19 @@ def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figu
     return found
 
 
-def fill_up(collection: Collection[Any], size: int, tell: Tell) -> None:
+def fill_up(collection: Collection[Any], size: int, tell: Tell) -> list[str]:
+    """Insert sessions until there are so many; return the tokens of some, from throughout."""
+    sample: list[str] = []
     while (there := collection.estimated_document_count()) < size:
         tell(f"sessions in the collection: {there:,} of {size:,}")
-        collection.insert_many(_sessions(min(AT_ONCE, size - there)), ordered=False)
+        tokens = [token_urlsafe(32) for _ in range(min(AT_ONCE, size - there))]
+        collection.insert_many(map(_session, tokens), ordered=False)
+        sample += tokens[:: max(1, len(tokens) // SAMPLE)]
+    return sample
 
 
-def _sessions(number: int) -> Iterator[Any]:
-    data = data_of(SMALL)
-    for _ in range(number):
-        now = datetime.now(timezone.utc)
-        moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}
-        id_ = id_of(token_urlsafe(32))
-        yield RawBSONDocument(encode({"_id": id_, "v": 1, "data": data, "owner": None} | moments))
+def _session(token: str) -> Any:
+    now = datetime.now(timezone.utc)
+    moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}
+    new = {"_id": id_of(token), "v": 1, "data": _DATA, "owner": None} | moments
+    return RawBSONDocument(encode(new))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from . import seals
+from . import machine, seals
 from .contenders import ROWS, SEALED_ROWS, SMALL, Contents, Row
 from .contest import EVERYWHERE, SEALED, runs
 
@@ -83,18 +82,22 @@ def started(
 
     What comes is the process of each contender that is installed.
     """
-    prefix, processes = f"bench_{token_hex(3)}", []
-    by_name: dict[str, Process] = {}
-    try:
+    processes: list[Process] = []
+    with ExitStack() as stack:
+        prefix = stack.enter_context(databases(uri))
         for number, names in enumerate(groups):
-            process = Process(uri, f"{prefix}_{number}", names, counts=counts)
-            processes.append(process)
-        for process in processes:
-            by_name |= dict.fromkeys(process.ask("names"), process)
-        yield by_name
+            processes.append(Process(uri, f"{prefix}_{number}", names, counts=counts))
+            stack.callback(processes[-1].end)
+        yield {name: process for process in processes for name in process.ask("names")}
+
+
+@contextmanager
+def databases(uri: str) -> Iterator[str]:
+    """Yield what the names of databases are to begin with, which are dropped in the end."""
+    prefix = f"bench_{token_hex(3)}"
+    try:
+        yield prefix
     finally:
-        for process in processes:
-            process.end()
         with MongoClient[Any](uri) as client:
             for name in client.list_database_names():
                 if name.startswith(prefix):
@@ -104,12 +107,13 @@ def started(
 def setting_of(uri: str) -> Figures:
     """Return the machine, the versions and the server."""
     with MongoClient[Any](uri) as client:
-        server = client.admin.command("buildInfo")
+        server = name_of(client)
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": _machine(),
+        "machine": machine.description(),
+        "load": machine.load(),
         "python": platform.python_version(),
-        "server": _name_of(server),
+        "server": server,
         "versions": {package: _installed(package) for package in PACKAGES},
     }
 
@@ -213,11 +217,20 @@ def middle(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values), low, high
 
 
-def _name_of(server: Figures) -> str:
-    if "secantusVersion" not in server:
-        return f"MongoDB {server['version']}"
-    compiler = server.get("buildEnvironment", {}).get("cc")
-    return f"SecantusDB {server['secantusVersion']}" + (f", {compiler}" if compiler else "")
+def name_of(client: MongoClient[Any]) -> str:
+    """Return the name and the release of a server."""
+    built = client.admin.command("buildInfo")
+    if "secantusVersion" in built:
+        name = "SecantusDB" if is_embedded(client) else "secantus-mdb"
+        return f"{name} {built['secantusVersion']}"
+    is_java = client.admin.command("serverStatus").get("process") == "java"
+    return "mongo-java-server" if is_java else f"MongoDB {built['version']}"
+
+
+def is_embedded(client: MongoClient[Any]) -> bool:
+    """Say whether a server is of the embedded kind, written in Python."""
+    built = client.admin.command("buildInfo")
+    return "secantusVersion" in built and "cc" not in built.get("buildEnvironment", {})
 
 
 def _row_of(keys: int) -> Row:
@@ -229,13 +242,3 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _machine() -> str:
-    cpus = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    processor = cpus[0] if cpus else platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, {platform.system()}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from .contenders import Application, act, plain
+from .contenders import HELD, Application, Floor, act, plain
 
 _TIMEOUTS = "timeoutMS=5000&serverSelectionTimeoutMS=5000"
 """What every client of this package has: without it, a worker hangs on a stalled database."""
@@ -45,6 +45,22 @@ def flask_alone(uri: str, database: str) -> Application:
     return app
 
 
+def flask_floor(uri: str, database: str) -> Application:
+    from flask import Flask, make_response, request
+
+    app, floor = Flask("bench"), Floor(uri, database)
+
+    @app.get("/<kind>")
+    def use(kind: str) -> Any:
+        response = make_response("ok")
+        cookie = floor.use(kind, request.environ)
+        if cookie is not None:
+            response.headers["Set-Cookie"] = cookie
+        return response
+
+    return app
+
+
 def flask() -> Any:
     """Return a Flask application whose sessions are still to be given to it."""
     from flask import Flask, request, session
@@ -53,6 +69,8 @@ def flask() -> Any:
 
     @app.get("/<kind>")
     def use(kind: str) -> str:
+        if HELD in request.environ:
+            request.environ[HELD] = session._get_current_object()  # type: ignore[attr-defined]
         act(kind, session, request.environ, log_in, lambda: session.clear())
         if kind == "nested change":
             session.modified = True
@@ -101,11 +119,14 @@ def flask_ours(uri: str, database: str) -> Application:
 
 
 def django(
-    uri: str, database: str, engine: str | None = "django.contrib.sessions.backends.db"
+    uri: str,
+    database: str,
+    engine: str | None = "django.contrib.sessions.backends.db",
+    floor: Floor | None = None,
 ) -> Application:
     from django.conf import settings
     from django.core.wsgi import get_wsgi_application
-    from django.http import HttpRequest, HttpResponse
+    from django.http import HttpResponse
     from django.urls import path
 
     sessions = ["django.contrib.sessions.middleware.SessionMiddleware"]
@@ -123,7 +144,7 @@ def django(
         USE_TZ=True,
     )
 
-    def use(request: HttpRequest, kind: str) -> HttpResponse:
+    def use(request: Any, kind: str) -> HttpResponse:
         if engine is not None:
             session = request.session
 
@@ -131,10 +152,16 @@ def django(
                 session.cycle_key()
                 session["user"] = "alice"
 
-            act(kind, session, request.environ, log_in, session.flush)  # type: ignore[attr-defined]
+            if HELD in request.environ:
+                request.environ[HELD] = session
+            act(kind, session, request.environ, log_in, session.flush)
             if kind == "nested change":
                 session.modified = True
-        return HttpResponse("ok")
+        response = HttpResponse("ok")
+        cookie = None if floor is None else floor.use(kind, request.environ)
+        if cookie is not None:
+            response["Set-Cookie"] = cookie
+        return response
 
     globals()["urlpatterns"] = [path("<str:kind>", use)]
     app: Application = get_wsgi_application()
@@ -147,3 +174,7 @@ def django_ours(uri: str, database: str) -> Application:
 
 def django_alone(uri: str, database: str) -> Application:
     return django(uri, database, None)
+
+
+def django_floor(uri: str, database: str) -> Application:
+    return django(uri, database, None, Floor(uri, database))

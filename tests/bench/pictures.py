@@ -7,7 +7,8 @@ from math import log10
 from string import Template
 from typing import NamedTuple
 
-from .contest import RIVALS
+from .bars import to
+from .contest import RIVALS, floor_of
 from .measure import Figures, middle
 
 DRAWN = {
@@ -94,16 +95,41 @@ def of(figures: Figures, added: Added) -> Iterator[tuple[str, str]]:
             [group(row, moved) for row in large],
         ),
     )
+    if figures.get("throughput"):
+        yield "bench-rates", rates(figures)
     yield "bench-keys", growth(figures, [name for name in names if name in figures["cpu by keys"]])
 
 
-def bars(title: str, subtitle: str, groups: Iterable[Group]) -> str:
+def rates(figures: Figures) -> str:
+    """Draw requests a second with threads and 8 connections, as shares of the floor's."""
+    cells = figures["throughput"]["cells"]["gthread"]["8"]
+
+    def share(kind: str, name: str) -> float:
+        return 100 * to(cells[kind][name]["rate"], cells[kind][floor_of(name)]["rate"])
+
+    return bars(
+        "Requests a second, in % of a handler written by hand",
+        "More is better. The mark: by hand, in the same framework.",
+        [
+            Group(f"a page: {kind}", {name: share(kind, name) for name in DRAWN if name in by}, 100)
+            for kind, by in cells.items()
+        ],
+        across_all=True,
+    )
+
+
+def bars(title: str, subtitle: str, groups: Iterable[Group], *, across_all: bool = False) -> str:
+    """Draw bars, and a mark at the floor: across the first, or across all of a group."""
     groups = list(groups)
     scale = ROOM / max(value for group in groups for value in group.values.values())
     y, drawn = 60, ""
     for group in groups:
         drawn += GROUP.substitute(y=y, name=group.name)
         top = y + 6
+        x = round(NAMES + group.floor * scale)
+        bottom = top + 20 * (len(group.values) if across_all else 1)
+        mark = FLOOR.substitute(x=x, top=top, bottom=bottom)
+        drawn += mark if across_all else ""  # Behind the bars and their values.
         for name, value in group.values.items():
             y += 20
             drawn += BAR.substitute(
@@ -116,8 +142,7 @@ def bars(title: str, subtitle: str, groups: Iterable[Group]) -> str:
                 end=round(NAMES + value * scale + 6),
                 value=f"{value:,.0f}",
             )
-        floor = round(NAMES + group.floor * scale)
-        drawn += FLOOR.substitute(x=floor, top=top, bottom=top + 20)
+        drawn += "" if across_all else mark
         y += 30
     told = "; ".join(
         f"{group.name}: {DRAWN[name]} {value:,.0f}"

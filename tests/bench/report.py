@@ -1,150 +1,221 @@
-"""What the figures say: as a table on a terminal, as a page of the site, and in the README."""
+"""What the figures say: as tables on a terminal, as a page of the site, and in the README."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
 from textwrap import fill
-from typing import NamedTuple
 
-from . import pictures
-from .contest import CONTENDERS, EVERYWHERE, RIVALS, TOGETHER
-from .measure import Figures, middle
+from . import pictures, rows
+from .bars import added, bar_rows, loss_rows, rate_rows, size
+from .measure import Figures
+from .summary import lines
+from .tables import FAMILIES, Rows, aligned, fold, folded_by_family, markdown
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/benchmarks.json"
-IN_COLUMNS = [name for name in EVERYWHERE if name not in ("bare", "ours, auto")]
-FRAMEWORKS = ("Flask alone", "Django alone")
+WIDTH = 115
+SERVERS = {
+    "embedded": "the embedded one, which is slow",
+    "java": "in memory, `make bench SERVER=java`",
+    "rust": "a fast engine, `make bench SERVER=rust`",
+    "yours": "the one of `MONGODB_URI`",
+}
 
-Rows = list[list[str]]
+RATES = (
+    "![Requests a second of whole pages, here and elsewhere, in % of a handler written by hand]"
+    "(pictures/bench-rates.svg)"
+)
 
-
-class Bar(NamedTuple):
-    """A figure of one run that is to be at most so much; None where that is not asked."""
-
-    what: str
-    found: tuple[float, float, float]
-    most: float | None
-
-    @property
-    def verdict(self) -> str:
-        if self.most is None:
-            return "for comparison"
-        return "holds" if self.found[0] <= self.most else "does not hold"
+Text = Callable[[Figures], str]
 
 
-def bars_of(figures: Figures) -> Iterator[Bar]:
-    """Yield the ratios to the floor, round by round, so that a slow moment counts for both."""
-    time = figures["beside the floor"]
-
-    def ratio(kind: str, keys: int, floors: str, who: str = "ours") -> tuple[float, float, float]:
-        mine, its = (time[f"{one}, {keys} keys"] for one in (kind, floors))
-        pairs = zip(mine[who]["cpu"], its["floor"]["cpu"], strict=True)
-        return middle([one / floor for one, floor in pairs])
-
-    for keys in (3, 50):
-        both = ratio("read and set", keys, "read and set")
-        yield Bar(f"read, {keys} keys", ratio("read", keys, "read"), 1.15)
-        yield Bar(f"read and set, {keys} keys", both, 1.15)
-        yield Bar(f"only set, {keys} keys", ratio("set", keys, "read and set"), 0.6)
-        alone = ratio("set", keys, "read and set", "floor")
-        yield Bar(f"only set by the floor, {keys} keys", alone, None)
-    rounds = zip(
-        *(time["untouched"][name]["cpu"] for name in ("ours", "bare")),
-        time["read, 3 keys"]["floor"]["cpu"],
-        strict=True,
-    )
-    added = middle([(ours - alone) / floor for ours, alone, floor in rounds])
-    yield Bar("untouched, beyond the bare application", added, 4 / 160)
+def _table(part: str, of: Callable[[Figures], Rows]) -> tuple[str, Text]:
+    return part, lambda figures: markdown(of(figures))
 
 
-def sealed_bars_of(figures: Figures) -> Iterator[Bar]:
-    """Yield the CPU that a seal adds to a read, as a ratio to the find of the floor."""
-    time = figures["sealed"]["time"]
-    for row, most in (
-        ("read, 3 keys", 25 / 160),
-        ("read all, 3 keys", 25 / 160),
-        ("read, 50 keys", 25 / 160),
-        ("read all, 50 keys", 100 / 160),
-    ):
-        finds = time[row]["floor"]["cpu"]
-        more = zip(_sealing(figures, row), finds, strict=True)
-        yield Bar(row, middle([one / find for one, find in more]), most)
+def _fold(part: str, title: str, of: Callable[[Figures], Rows]) -> tuple[str, Text]:
+    return part, lambda figures: fold([(title, of(figures))])
 
 
-def _sealing(figures: Figures, row: str) -> list[float]:
-    """Return the microseconds of CPU that a seal adds to a request, round by round."""
-    time = figures["sealed"]["time"][row]
-    pairs = zip(time["ours, sealed"]["cpu"], time["ours"]["cpu"], strict=True)
-    return [one - other for one, other in pairs]
+def _by_family(part: str, of: Callable[[Figures, list[str]], Rows]) -> tuple[str, Text]:
+    return part, lambda figures: folded_by_family(lambda names: of(figures, list(names)))
 
 
-def added(figures: Figures, row: str, name: str) -> tuple[float, float, float]:
-    """Return the CPU of a request beyond that of the same application without a session."""
-    time = figures["time"]
-    alone = time["untouched"][CONTENDERS[name].alone]["cpu"]
-    return middle([one - of for one, of in zip(time[row][name]["cpu"], alone, strict=True)])
-
-
-def quick_text(figures: Figures) -> str:
-    return "\n\n".join(
-        (
-            _setting(figures),
-            aligned(_total_rows(figures, "beside the floor", TOGETHER)),
-            aligned(_bar_rows(figures)),
-        )
+def _by_worker(of: Callable[..., object]) -> tuple[str, Text]:
+    """Fold a table for each framework and each kind of gunicorn's workers."""
+    return "throughput", lambda figures: fold(
+        (f"{family}, {worker}", table)
+        for family, names in FAMILIES.items()
+        for worker, table in of(figures, names)  # type: ignore[attr-defined]
     )
 
 
-def sealed_text(figures: Figures) -> str:
-    if not figures.get("sealed"):
-        return "Sealed sessions need the package cryptography."
-    parts = _setting(figures), *map(aligned, _sealed_tables(figures).values())
-    return "\n\n".join(parts)
+PLACES: dict[str, tuple[str, Text]] = {
+    "summary": (
+        "time",
+        lambda figures: "\n".join(
+            fill(one, WIDTH, subsequent_indent="  ") for one in lines(figures)
+        ),
+    ),
+    "setting": ("time", lambda figures: fill(setting_of(figures, "time"), WIDTH)),
+    "rates_picture": ("time", lambda figures: RATES if figures.get("throughput") else ""),
+    "bars": _table("beside the floor", bar_rows),
+    "rates": _table("throughput", rate_rows),
+    "beside": _fold("beside the floor", "Microseconds of these rounds", rows.beside_rows),
+    "losses": _table("time", loss_rows),
+    "added": _by_family("time", rows.added_rows),
+    "total": _by_family("time", rows.total_rows),
+    "throughput": _by_worker(rows.rate_tables),
+    "percentiles": _by_worker(rows.percentile_tables),
+    "sides": _table("throughput", rows.both_sides_rows),
+    "crowded": _table("throughput", rows.crowded_rows),
+    "wire": _by_family("wire", rows.wire_rows),
+    "wall": _by_family("time", rows.wall_rows),
+    "threads": _fold("threads", "Requests a second, by threads", rows.thread_rows),
+    "keys": _fold("cpu by keys", "CPU and bytes, by keys", rows.key_rows),
+    "seal_cpu": _table("sealed", rows.seal_cpu_rows),
+    "seal_alone": _table("sealed", rows.seal_alone_rows),
+    "seal_bytes": _table("sealed", rows.seal_byte_rows),
+    "seal_bars": _table("sealed", rows.seal_bar_rows),
+    "sessions": _fold("sessions", "Microseconds, by sessions", rows.session_rows),
+    "held": _table("held", rows.held_rows),
+    "workers": _table("workers", rows.worker_rows),
+    "memory": _fold("memory", "The most that a process had", rows.process_rows),
+    "examined": ("database", lambda figures: fold(rows.examined_tables(figures))),
+    "grown": _table("database", rows.grown_rows),
+    "silent": ("database", lambda figures: _silent(figures)),
+    "stored": _table("database", rows.stored_rows),
+}
+"""What stands in the page for a name: the part of a run that it needs, and the text."""
+
+TERMINAL: dict[str, tuple[str, Callable[[Figures], Rows]]] = {
+    "CPU of the client, in microseconds, beside the floor": ("beside the floor", rows.beside_rows),
+    "Bars": ("beside the floor", bar_rows),
+    "Requests a second, as ratios": ("throughput", rate_rows),
+    "Requests a second by sessions": ("throughput", rows.crowded_rows),
+    "CPU on both sides, gthread, 8 connections": ("throughput", rows.both_sides_rows),
+    "Requests a second (CPU in microseconds) by threads, read and set": (
+        "threads",
+        rows.thread_rows,
+    ),
+    "Keys in a session: CPU in microseconds, and bytes, to set one": ("cpu by keys", rows.key_rows),
+    "Sessions in the collection: microseconds": ("sessions", rows.session_rows),
+    "Sealed: CPU": ("sealed", rows.seal_cpu_rows),
+    "Sealed: the seal alone": ("sealed", rows.seal_alone_rows),
+    "Sealed: bytes": ("sealed", rows.seal_byte_rows),
+    "Sealed: bars": ("sealed", rows.seal_bar_rows),
+    "What a request holds": ("held", rows.held_rows),
+    "Workers of gunicorn": ("workers", rows.worker_rows),
+    "Memory of a process, at most": ("memory", rows.process_rows),
+    "Milliseconds of a command, by sessions": ("database", rows.grown_rows),
+    "Many sessions": ("database", rows.stored_rows),
+    "Where another package costs less in the same framework": ("time", loss_rows),
+}
+FAMILY_TABLES: dict[str, tuple[str, Callable[[Figures, list[str]], Rows]]] = {
+    "CPU in microseconds, beyond the same application without a session": ("time", rows.added_rows),
+    "Wall time, in microseconds": ("time", rows.wall_rows),
+    "MongoDB commands: bytes sent + received": ("wire", rows.wire_rows),
+}
+
+
+def saved() -> Figures:
+    """Return the figures that the page was made of."""
+    figures: Figures = json.loads(RESULTS.read_text())
+    return figures
+
+
+def merged(saved: Figures, figures: Figures) -> Figures:
+    """Return the figures of a run, and those saved of all that the run has not measured."""
+    settings = saved["settings"] | figures.get("settings", {})
+    return saved | figures | {"settings": settings}
 
 
 def as_text(figures: Figures) -> str:
-    tables = {
-        "CPU of the client, in microseconds, beside the floor": (
-            _total_rows(figures, "beside the floor", TOGETHER)
-        ),
-        "CPU of the client, in microseconds, beyond the same application without a session": (
-            _added_rows(figures)
-        ),
-        "Wall time, in microseconds": _wall_rows(figures),
-        "MongoDB commands: bytes sent + received": _wire_rows(figures),
-        "Requests a second (CPU in microseconds) by threads, read and set": _thread_rows(figures),
-        "Keys in a session: CPU in microseconds, and bytes, to set one of them": _key_rows(figures),
-        "Sessions in the collection: microseconds": _session_rows(figures),
-        "Memory of a process, at most": _memory_rows(figures),
-        "Bars": _bar_rows(figures),
-        "Where another package costs less in the same framework": _loss_rows(figures),
+    """Return the tables of the parts that were measured."""
+    tables = {title: of(figures) for title, (part, of) in TERMINAL.items() if figures.get(part)}
+    for title, (part, of_names) in FAMILY_TABLES.items():
+        if figures.get(part):
+            for family, names in FAMILIES.items():
+                tables[f"{family}: {title}"] = of_names(figures, names)
+    if figures.get("throughput"):
+        for family, names in FAMILIES.items():
+            for worker, table in rows.rate_tables(figures, names):
+                tables[f"{family}: requests a second (to the floor's), {worker}"] = table
+    if figures.get("database"):
+        for engine, table in rows.examined_tables(figures):
+            tables[f"Keys and documents that {engine} examines"] = table
+    texts = [f"{title}\n{aligned(table)}" for title, table in tables.items() if len(table) > 1]
+    # The load is another for each part, and the first one says enough.
+    settings = {
+        setting_of(figures, part, brief=True): setting_of(figures, part)
+        for part in reversed(figures["settings"])
     }
-    if figures.get("sealed"):
-        tables |= {f"Sealed: {name}": rows for name, rows in _sealed_tables(figures).items()}
-    texts = [f"{title}\n{aligned(rows)}" for title, rows in tables.items()]
-    return "\n\n".join((_setting(figures), *texts))
+    return "\n\n".join([*settings.values(), *texts])
 
 
 def write(figures: Figures) -> None:
     """Write the page, its pictures, the figures themselves, and the lines of the README."""
-    text = json.dumps(figures, indent=1)
-    RESULTS.write_text(re.sub(r"\s+(?=[^\[\]{}]*\])", " ", text) + "\n")
-    for file, text in files_of(figures).items():
-        file.write_text(text)
     readme = ROOT / "README.md"
-    lines = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
-    text = re.sub("<!-- bench -->.*<!-- /bench -->", lines, readme.read_text(), flags=re.DOTALL)
-    readme.write_text(text)
+    ours = f"<!-- bench -->\n{readme_of(figures)}\n<!-- /bench -->"
+    whole = re.sub("<!-- bench -->.*<!-- /bench -->", ours, readme.read_text(), flags=re.DOTALL)
+    results = re.sub(r"\s+(?=[^\[\]{}]*\])", " ", json.dumps(figures, indent=1)) + "\n"
+    for file, text in (files_of(figures) | {readme: whole, RESULTS: results}).items():
+        file.write_text(text)
 
 
 def files_of(figures: Figures) -> dict[Path, str]:
     """Return what is to be in the page and in its pictures."""
     files = {ROOT / f"docs/pictures/{name}.svg": of for name, of in pictures.of(figures, added)}
-    return files | {ROOT / "docs/benchmarks.md": _page_of(figures)}
+    return files | {ROOT / "docs/benchmarks.md": page_of(figures)}
+
+
+def page_of(figures: Figures) -> str:
+    """Return the page: those sections of the template whose parts were measured."""
+    sections = re.split(r"(?m)^(?=## )", Path(__file__).with_name("page.md").read_text())
+    texts = (_section(figures, section) for section in sections)
+    page = "".join(text for text in texts if text is not None)
+    return re.sub("\n{3,}", "\n\n", page).rstrip() + "\n"
+
+
+def _section(figures: Figures, section: str) -> str | None:
+    """Fill a section of the page, and say where its part was measured, if elsewhere."""
+    names = re.findall(r"(?<!\$)\$([a-z_]+)", section)
+    parts = dict.fromkeys(PLACES[name][0] for name in names)
+    if not all(figures.get(part) for part in parts):
+        return None
+    filled = Template(section).substitute({name: PLACES[name][1](figures) for name in names})
+    others = dict.fromkeys(
+        setting_of(figures, part, brief=True)
+        for part in parts
+        if setting_of(figures, part, brief=True) != setting_of(figures, "time", brief=True)
+    )
+    title, _, rest = filled.partition("\n")
+    return "\n".join([title, *(f"\nMeasured at another time: {one}" for one in others), rest])
+
+
+def setting_of(figures: Figures, part: str, *, brief: bool = False) -> str:
+    """Say where and when a part was measured."""
+    setting = figures["settings"][part]
+    server = f"{setting['server']} ({SERVERS[setting['chosen']]})"
+    if not server.startswith("MongoDB"):
+        server += ", which speaks MongoDB's protocol and is not MongoDB"
+    if brief:
+        return f"{setting['date']}, {setting['rounds']} rounds; server {server}."
+    versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items())
+    return (
+        f"{setting['date']}, {setting['rounds']} rounds; {setting['machine']}, load "
+        f"{setting['load']} at the begin; Python {setting['python']}; {versions}; server {server}."
+    )
+
+
+def _silent(figures: Figures) -> str:
+    engines = figures["database"]["engines"]
+    silent = [engine for engine, verbs in engines.items() if verbs is None]
+    return f"There is no `explain` in {' and '.join(silent)}." if silent else ""
 
 
 def readme_of(figures: Figures) -> str:
@@ -152,16 +223,16 @@ def readme_of(figures: Figures) -> str:
     return (
         "![What a session adds to the CPU time of a request, here and in other session stores]"
         "(docs/pictures/bench-cpu.svg)\n\n"
-        f"{_table(_readme_rows(figures))}\n\n"
-        f"Measured side by side on {figures['setting']['date']} by `make bench`, without what the\n"
-        "framework takes; Beaker and Flask-Session with their fastest options. All figures, and\n"
-        "where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
+        f"{markdown(_readme_rows(figures))}\n\n"
+        f"Measured side by side on {figures['settings']['time']['date']} by `make bench`, without\n"
+        "what the framework takes; Beaker and Flask-Session with their fastest options. All\n"
+        "figures, and where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
     )
 
 
 def _readme_rows(figures: Figures) -> Rows:
     kinds, large = ("read", "set", "read and set"), "set, 50 keys"
-    rows = [["Commands, and µs of CPU", *kinds, "bytes to set one of 50 keys"]]
+    table = [["Commands, and µs of CPU", *kinds, "bytes to set one of 50 keys"]]
 
     def cell(row: str, name: str) -> str:
         number = len(figures["wire"][row][name]["commands"])
@@ -169,209 +240,5 @@ def _readme_rows(figures: Figures) -> Rows:
 
     for name, shown in pictures.DRAWN.items():
         cells = (cell(f"{kind}, 3 keys", name) for kind in kinds)
-        rows.append([shown, *cells, f"{_bytes(figures, large, name):,}"])
-    return rows
-
-
-def _page_of(figures: Figures) -> str:
-    template = Template(Path(__file__).with_name("page.md").read_text())
-    return template.substitute(
-        setting=fill(_setting(figures), 115),
-        bars=_table(_bar_rows(figures)),
-        losses=_table(_loss_rows(figures)),
-        added=_table(_added_rows(figures)),
-        total=_table(_total_rows(figures, "time", ("bare", "ours, auto", *IN_COLUMNS))),
-        beside=_table(_total_rows(figures, "beside the floor", TOGETHER)),
-        wall=_table(_wall_rows(figures)),
-        wire=_table(_wire_rows(figures)),
-        threads=_table(_thread_rows(figures)),
-        keys=_table(_key_rows(figures)),
-        sealed=_sealed_part(figures),
-        sessions=_table(_session_rows(figures)),
-        memory=_table(_memory_rows(figures)),
-    )
-
-
-def _sealed_part(figures: Figures) -> str:
-    """Return the part of the page on sealed sessions, if they were measured."""
-    if not figures.get("sealed"):
-        return ""
-    template = Template(Path(__file__).with_name("sealed.md").read_text())
-    tables = {name: _table(rows) for name, rows in _sealed_tables(figures).items()}
-    return template.substitute(tables) + "\n"
-
-
-def _sealed_tables(figures: Figures) -> dict[str, Rows]:
-    """Return narrow tables, by their names in the page: the CPU, the bytes, and the bars."""
-    found = figures["sealed"]
-    cpu, size = [["µs of CPU", "plain", "sealed", "more"]], [["bytes", "plain", "sealed"]]
-    for row, by in found["time"].items():
-        both = (middle(by[name]["cpu"])[0] for name in ("ours", "ours, sealed"))
-        more = middle(_sealing(figures, row))
-        cpu.append([row, *(f"{one:.0f}" for one in both), _spread(more)])
-        wires = (found["wire"][row][name] for name in ("ours", "ours, sealed"))
-        size.append([row, *(f"{wire['sent'] + wire['received']:,}" for wire in wires)])
-    bars = [["more, of a find", "median", "at most", ""]]
-    for bar in sealed_bars_of(figures):
-        bars.append([bar.what, f"{bar.found[0]:.3f}", f"{bar.most:.3f}", bar.verdict])
-    alone = [["the seal alone", "µs of CPU"]]
-    alone += [[what, f"{spent:.1f}"] for what, spent in found["alone"].items()]
-    return {"cpu": cpu, "bytes": size, "bars": bars, "alone": alone}
-
-
-def _setting(figures: Figures) -> str:
-    setting = figures["setting"]
-    kind = "the embedded one, which is slow" if setting["embedded"] else "the one of MONGODB_URI"
-    versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items())
-    server = f"{setting['server']} ({kind})"
-    if not server.startswith("MongoDB"):
-        server += ", which speaks MongoDB's protocol and is not MongoDB"
-    return (
-        f"{setting['date']}, {setting['rounds']} rounds; {setting['machine']}; "
-        f"Python {setting['python']}; {versions}; server {server}."
-    )
-
-
-def _bytes(figures: Figures, row: str, name: str) -> int:
-    cell = figures["wire"][row][name]
-    return int(cell["sent"] + cell["received"])
-
-
-def _spread(found: tuple[float, float, float]) -> str:
-    median, low, high = found
-    return (
-        f"{median:.1f} ±{(high - low) / 2:.1f}"
-        if median < 10
-        else (f"{median:.0f} ±{(high - low) / 2:.0f}")
-    )
-
-
-def _columns(
-    figures: Figures, table: str, names: Sequence[str], cell: Callable[[str, str], str]
-) -> Rows:
-    shown = [name for name in names if any(name in by for by in figures[table].values())]
-    rows = [["", *shown]]
-    for row, by in figures[table].items():
-        rows.append([row, *(cell(row, name) if name in by else "" for name in shown)])
-    return rows
-
-
-def _sessions_only(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in FRAMEWORKS]
-
-
-def _total_rows(figures: Figures, table: str, names: Sequence[str]) -> Rows:
-    time = figures[table]
-    return _columns(
-        figures, table, names, lambda row, name: _spread(middle(time[row][name]["cpu"]))
-    )
-
-
-def _added_rows(figures: Figures) -> Rows:
-    return _columns(
-        figures,
-        "time",
-        _sessions_only(IN_COLUMNS),
-        lambda row, name: _spread(added(figures, row, name)),
-    )
-
-
-def _wall_rows(figures: Figures) -> Rows:
-    time = figures["time"]
-    return _columns(
-        figures,
-        "time",
-        _sessions_only(IN_COLUMNS),
-        lambda row, name: _spread(middle(time[row][name]["wall"])),
-    )
-
-
-def _wire_rows(figures: Figures) -> Rows:
-    def cell(row: str, name: str) -> str:
-        found = figures["wire"][row][name]
-        number = len(found["commands"])
-        return f"{number}: {found['sent']:,} + {found['received']:,}" if number else "0"
-
-    return _columns(figures, "wire", _sessions_only(IN_COLUMNS), cell)
-
-
-def _bar_rows(figures: Figures) -> Rows:
-    rows = [["CPU, as a ratio", "median", "quartiles", "at most", ""]]
-    for bar in bars_of(figures):
-        median, low, high = (f"{value:.3f}" for value in bar.found)
-        most = "" if bar.most is None else f"{bar.most:.3f}"
-        rows.append([bar.what, median, f"{low} to {high}", most, bar.verdict])
-    return rows
-
-
-def _loss_rows(figures: Figures) -> Rows:
-    """Return where another package costs less than this one in the same framework."""
-    measures: list[tuple[str, str, Callable[[str, str], float], str]] = [
-        ("µs of CPU", "time", lambda row, name: added(figures, row, name)[0], ",.1f"),
-        ("commands", "wire", lambda row, name: len(figures["wire"][row][name]["commands"]), "d"),
-        ("bytes", "wire", lambda row, name: _bytes(figures, row, name), ",d"),
-    ]
-    rows = [["request", "unit", "here", "", "there", ""]]
-    for unit, table, measure, form in measures:
-        for row, cells in figures[table].items():
-            costs = {name: measure(row, name) for name in cells}
-            for peer, rival in RIVALS.items():
-                if peer in costs and costs[peer] < costs[rival]:
-                    cost, less = (f"{costs[name]:{form}}" for name in (rival, peer))
-                    rows.append([row, unit, rival, cost, peer, less])
-    return rows
-
-
-def _thread_rows(figures: Figures) -> Rows:
-    numbers = list(figures["threads"]["ours"])
-    rows = [["threads", *numbers]]
-    for name, by in figures["threads"].items():
-        cells = (by.get(number) for number in numbers)
-        rows.append([name, *("" if one is None else _rate(one) for one in cells)])
-    return rows
-
-
-def _rate(cell: Figures) -> str:
-    return f"{middle(cell['rate'])[0]:,.0f} ({middle(cell['cpu'])[0]:.0f})"
-
-
-def _key_rows(figures: Figures) -> Rows:
-    rows = [["keys", *figures["cpu by keys"]["ours"]]]
-    for name, by in figures["cpu by keys"].items():
-        wires = figures["wire by keys"][name]
-        cells = [
-            f"{middle(spent)[0]:.0f}; {wires[keys]['sent'] + wires[keys]['received']:,}"
-            for keys, spent in by.items()
-        ]
-        rows.append([name, *cells])
-    return rows
-
-
-def _session_rows(figures: Figures) -> Rows:
-    rows = [["sessions", "read: CPU", "wall", "set: CPU", "wall"]]
-    for size, by in figures["sessions"].items():
-        cells = (middle(by[kind][of]) for kind in ("read", "set") for of in ("cpu", "wall"))
-        rows.append([f"{int(size):,}", *map(_spread, cells)])
-    return rows
-
-
-def _memory_rows(figures: Figures) -> Rows:
-    rows = [["a process of", "MiB"]]
-    return rows + [[name, f"{kib / 1024:.1f}"] for name, kib in figures["memory"].items()]
-
-
-def aligned(rows: Rows) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _table(rows: Rows) -> str:
-    head, *body = rows
-    marks = ["---", *("--:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, marks, *body))
+        table.append([shown, *cells, f"{size(figures, large, name):,}"])
+    return table

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import time
+import tracemalloc
 from http.cookies import SimpleCookie
 from typing import Any, NamedTuple
 
-from .contenders import Application, Row
+from .contenders import HELD, Application, Row
 
 NEEDS_A_NEW_SESSION = ("log in", "log out")
 
@@ -38,8 +40,30 @@ class Visitor:
     def visit(self) -> Spent:
         return self._send(self._row.kind)
 
+    def held(self, number: int) -> float:
+        """Answer so many requests, keep all that is left of them, and return the bytes of each.
+
+        The environ is there before, so it counts only by what has been added to it.
+        """
+        environs = [self._environ(self._row.kind) | {HELD: None} for _ in range(number)]
+        kept: list[Any] = []
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for environ in environs:
+                kept.append(self._app(environ, lambda *_: None))
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0] / number
+        finally:
+            tracemalloc.stop()
+            for body in kept:
+                getattr(body, "close", lambda: None)()
+
+    def _environ(self, kind: str) -> dict[str, Any]:
+        return environ_of(f"/{kind}", self._cookie) | {"bench.contents": self._row.contents}
+
     def _send(self, kind: str) -> Spent:
-        environ = environ_of(f"/{kind}", self._cookie) | {"bench.contents": self._row.contents}
+        environ = self._environ(kind)
         started: list[Any] = []
 
         def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:

@@ -10,23 +10,18 @@ one document are the reason for this server: the embedded server's findAndModify
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import IO
 
+from .kept import UnavailableError, demand, kept, run, serve, tell
+
 _SOURCES = Path(__file__).with_suffix("")
-_CACHE = Path(__file__).parents[2] / ".servers"
-_LONGEST_FETCH = 600.0
 _LONGEST_STOP = 10.0
-
-
-class UnavailableError(Exception):
-    """The server cannot be had on this machine; the text says why, in one sentence."""
 
 
 @contextmanager
@@ -54,35 +49,16 @@ def java_server() -> Iterator[str]:
 
 def fetch() -> Path:
     """Return the folder of the libraries; Maven fetches them if they are not there yet."""
-    missing = [program for program in ("java", "javac", "mvn") if shutil.which(program) is None]
-    if missing:
-        raise UnavailableError(
-            f"mongo-java-server needs a JDK and Maven, and {' and '.join(missing)} cannot be found."
-        )
-    pom = _SOURCES / "pom.xml"
-    libraries = _CACHE / f"java-{hashlib.sha256(pom.read_bytes()).hexdigest()[:12]}"
-    if libraries.exists():
-        return libraries
-    _CACHE.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=_CACHE) as folder:
-        fetched = Path(folder) / "libraries"
-        _copy_dependencies(pom, fetched)
-        with suppress(FileExistsError):  # Another process was faster.
-            fetched.rename(libraries)
-    return libraries
+    demand("mongo-java-server", "a JDK and Maven", ("java", "javac", "mvn"))
+    pom = (_SOURCES / "pom.xml").read_bytes()
+    return kept(f"java-{hashlib.sha256(pom).hexdigest()[:12]}", _copy_dependencies)
 
 
-def _copy_dependencies(pom: Path, folder: Path) -> None:
-    print("Fetching mongo-java-server by Maven, once ...", file=sys.stderr, flush=True)
+def _copy_dependencies(folder: Path) -> None:
+    tell("Fetching mongo-java-server by Maven, once ...")
     goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
-    command = ["mvn", "--quiet", "--batch-mode", "--file", str(pom), *goal]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST_FETCH)
-    except subprocess.CalledProcessError as error:
-        words = (error.stdout + error.stderr).strip().splitlines() or ["it said nothing"]
-        raise UnavailableError(f"Maven could not fetch mongo-java-server: {words[0]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError("Maven did not fetch mongo-java-server in 10 minutes.") from error
+    command = ["mvn", "--quiet", "--batch-mode", "--file", str(_SOURCES / "pom.xml"), *goal]
+    run(command, "mongo-java-server", minutes=10)
 
 
 def _port_of(server: subprocess.Popen[str], log: IO[str]) -> int:
@@ -109,17 +85,5 @@ def _end(server: subprocess.Popen[str]) -> None:
     server.stdout.close()
 
 
-def main() -> int:
-    """Serve until Ctrl-C."""
-    try:
-        with java_server() as uri, suppress(KeyboardInterrupt):
-            print(uri, flush=True)
-            sys.stdin.read()
-    except UnavailableError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(java_server))
