@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 
+# Thousands of tests are made, and all of them stay: to look through them for garbage takes longer
+# than to make them.
+gc.disable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Measure coverage in the processes of pytest-xdist, and from there on only where asked for."""
     starts_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
@@ -36,6 +42,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests marked `also_sealed` twice; the sessions of the second run are sealed."""
     if metafunc.definition.get_closest_marker("also_sealed"):
         metafunc.parametrize("is_sealed", [False, True], ids=["plain", "sealed"])
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, and look through none of the tests for it."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,7 +61,7 @@ def environment_of_python() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with closing(Forks(environment_of_python())) as forks:
+    with closing(Forks(environment_of_python(), "mongosession_wsgi.cli.commands", "run")) as forks:
         yield forks
 
 
