@@ -51,10 +51,14 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, for `make quick` to leave them out."""
+    """Mark the tests that need a server, for `make quick` to leave them out; begin with long tests.
+
+    A process that began with a long test at the end would keep all others waiting.
+    """
     for item in items:
         if "mongodb_uri" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +112,20 @@ def clock() -> Clock:
     return Clock(datetime.now(timezone.utc).replace(microsecond=0))
 
 
+@pytest.fixture(scope="session")
+def own_client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
+    """The client that a store makes by itself, made once for the stores of all tests."""
+    store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": "tests"})
+    yield store.client
+    store.close()
+
+
 @pytest.fixture
-def store(settings: dict[str, Any], clock: Clock) -> Iterator[MongoStore]:
+def store(
+    settings: dict[str, Any], clock: Clock, own_client: MongoClient[Any]
+) -> Iterator[MongoStore]:
     """A store whose indexes are made, so that tests count only the commands that they are about."""
-    store = MongoStore(settings, clock=clock)
+    store = MongoStore(settings, client=own_client, clock=clock)
     store.ensure_indexes()
     yield store
     store.close()
