@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -29,6 +30,9 @@ hypothesis.settings.load_profile("unhurried")
 # Thousands of tests are made, and all of them stay: to look through them for garbage takes longer
 # than to make them.
 gc.disable()
+# A shell lets a command in the background ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
