@@ -7,6 +7,7 @@ streams of its own. A test of how Python starts needs a process from its beginni
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
@@ -15,8 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -57,17 +60,37 @@ class Forks:
             stdin.write(input.encode())
             stdin.seek(0)
             streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
-            asked = json.dumps([list(arguments), dict(environment), str(folder)])
-            socket.send_fds(self._socket, [f"{asked}\n".encode()], streams)
-            timer = threading.Timer(timeout, os.kill, [self._answer(), signal.SIGKILL])
-            timer.start()
-            code = self._answer()
-            timer.cancel()
+            with self.started(arguments, environment, folder, streams, timeout) as code:
+                pass
             said = []
             for stream in (stdout, stderr):
                 stream.seek(0)
                 said.append(stream.read().decode())
-        return subprocess.CompletedProcess(list(arguments), code, *said)
+        return subprocess.CompletedProcess(list(arguments), code(), *said)
+
+    @contextmanager
+    def started(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        streams: Sequence[int],
+        timeout: float,
+    ) -> Iterator[Callable[[], int]]:
+        """Start the function, and wait for its end; yield what then returns the exit code.
+
+        A terminal in place of stdin sends its Ctrl-C to the child.
+        """
+        asked = json.dumps([list(arguments), dict(environment), str(folder)])
+        socket.send_fds(self._socket, [f"{asked}\n".encode()], streams)
+        timer = threading.Timer(timeout, os.kill, [self._answer(), signal.SIGKILL])
+        timer.start()
+        codes: list[int] = []
+        try:
+            yield lambda: codes[0]
+        finally:
+            codes.append(self._answer())
+            timer.cancel()
 
     def close(self) -> None:
         self._answers.close()
@@ -83,6 +106,7 @@ def serve(asking: socket.socket) -> None:
     while True:
         message, streams, *_ = socket.recv_fds(asking, _LONGEST_MESSAGE, 3)
         if not message:
+            asking.close()
             sys.exit()
         while not message.endswith(b"\n"):
             message += asking.recv(_LONGEST_MESSAGE)
@@ -109,6 +133,13 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[1:] = arguments
+    if os.isatty(0):
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # Python's own take the streams for those that the parent had.
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(number, mode, closefd=False) for number, mode in enumerate("rww")
+        )
 
 
 if __name__ == "__main__":
