@@ -138,7 +138,8 @@ def _become(
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         # Python's own take the streams for those that the parent had.
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, closefd=False) for number, mode in enumerate("rww")
+            open(number, mode, closefd=False)  # noqa: SIM115
+            for number, mode in enumerate("rww")
         )
 
 
