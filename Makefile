@@ -109,3 +109,5 @@ $(VENV)/demo-installed: setup.cfg setup.py
 
 $(INSTALLED): setup.cfg setup.py
 	$(call install,$(VENV),--editable '.[dev]')
+# Tests are rewritten and kept, once: else each process of the first run would do so.
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null || true

@@ -53,13 +53,14 @@ def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, st
 
 
 def environment_of_python() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return kept | {"PYTHONPATH": str(TREE), "PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with closing(Forks(environment_of_python(), "mongosession_wsgi.cli.commands", "run")) as forks:
+    environment = environment_of_python() | MEASURED
+    with closing(Forks(environment, "mongosession_wsgi.cli.commands", "run")) as forks:
         yield forks
 
 
@@ -163,7 +164,7 @@ def started(environment: dict[str, str], *command: str) -> Iterator[subprocess.P
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=environment | MEASURED,
         stdin=subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
