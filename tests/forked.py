@@ -133,14 +133,14 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[1:] = arguments
+    # The streams of the parent take what is behind their numbers for what was there before.
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False)  # noqa: SIM115
+        for number, mode in enumerate("rww")
+    )
     if os.isatty(0):
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        # Python's own take the streams for those that the parent had.
-        sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, closefd=False)  # noqa: SIM115
-            for number, mode in enumerate("rww")
-        )
 
 
 if __name__ == "__main__":

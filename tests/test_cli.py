@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -95,6 +96,17 @@ class Command:
         assert "Traceback" not in done.stderr
         assert SECRET not in done.stdout + done.stderr
         return done
+
+    def into(self, stdout: int, *arguments: str) -> tuple[int, str]:
+        """Run the command with this stdout; return its code, and what it says to stderr."""
+        with TemporaryFile() as stderr:
+            streams = [os.open(os.devnull, os.O_RDONLY), stdout, stderr.fileno()]
+            with self.forks.started(
+                arguments, self.environment, self.folder, streams, LONGEST_WAIT
+            ) as code:
+                os.close(streams[0])
+            stderr.seek(0)
+            return code(), stderr.read().decode()
 
     def on_a_terminal(
         self, *arguments: str, typed: bytes = b"", **environment: str
@@ -889,12 +901,10 @@ def test_a_reader_that_has_enough_is_no_error(
 def test_every_command_ends_in_silence_where_nobody_reads(
     mongosession: Command, many: list[str], command: str
 ) -> None:
-    with started(mongosession.environment, *MODULE, *command.split()) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.wait(LONGEST_WAIT) == 141
-        assert process.stderr.read() == ""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with closing(os.fdopen(writing, "wb")):
+        assert mongosession.into(writing, *command.split()) == (141, "")
 
 
 EVERY = ("check --json", "stats", "list", "init", "--help")
@@ -905,10 +915,15 @@ EVERY = ("check --json", "stats", "list", "init", "--help")
 def test_output_that_cannot_be_written_is_an_error(
     mongosession: Command, many: list[str], command: str, to: str, words: str
 ) -> None:
-    shell = f"exec {shlex.join([*MODULE, *command.split()])} >{to}"
-    with started(mongosession.environment, "sh", "-c", shell) as process:
-        _, said = process.communicate(timeout=LONGEST_WAIT)
-    assert process.returncode == 1
+    if to == "/dev/full":
+        with open(to, "wb") as full:
+            code, said = mongosession.into(full.fileno(), *command.split())
+    else:
+        shell = f"exec {shlex.join([*MODULE, *command.split()])} >{to}"
+        with started(mongosession.environment, "sh", "-c", shell) as process:
+            _, said = process.communicate(timeout=LONGEST_WAIT)
+        code = process.returncode
+    assert code == 1
     (line,) = [line for line in said.splitlines() if "its indexes" not in line]
     assert line.startswith("Error: the output could not be written: ")
     assert words in line
