@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # The demo needs little; what the developers need has that, too.
 DEMO_INSTALLED := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/demo-installed)
-# Two processes of tests, each with a server of its own. Fault injection would disturb a shared one.
-JOBS ?= $(if $(MONGODB_URI),0,2)
+# Four processes of tests, for tests wait a lot. Each has a server of its own, because fault injection
+# would disturb a shared one.
+JOBS ?= $(if $(MONGODB_URI),0,4)
 BENCH := .venv-bench
 OLDEST := .venv-oldest
 SOURCES := mongosession_wsgi tests examples docs/conf.py docs/_ext
+# The files of rewritten tests and of the package are kept, whatever the environment says: to write
+# them anew takes each process many seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test quick test-oldest check docs audit dist bench bench-throughput bench-report operations races explore mutants faults fuzz load soak clean
 
@@ -22,12 +26,12 @@ demo: $(DEMO_INSTALLED)  ## serve the example shop with a server of its own (ONC
 
 test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI (ARGS="-k cookie", JOBS=0: one process)
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --numprocesses $(JOBS) --dist loadscope $(ARGS)
+	@$(BIN)/coverage run -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
 quick: $(INSTALLED)  ## run the tests that need no server, in less than half a minute
-	@$(BIN)/python -m pytest --quiet -m 'not server' --numprocesses 2 $(ARGS)
+	@$(BIN)/python -m pytest --quiet -m 'not server' --numprocesses 2 --dist worksteal $(ARGS)
 
 test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
 	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py
@@ -111,3 +115,5 @@ $(VENV)/demo-installed: setup.cfg setup.py
 
 $(INSTALLED): setup.cfg setup.py
 	$(call install,$(VENV),--editable '.[dev]')
+# Tests are rewritten and kept, once: else each process of the first run would do so.
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null || true

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -18,11 +20,23 @@ from mongosession_wsgi.testing.requests import Clock
 from .commands import RECORDER
 from .measured import measure_no_more
 
-# Time limits of Hypothesis would fail on a busy machine.
+# Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
+# those that chance makes up take many times as long. `STORIES` asks for others.
 hypothesis.settings.register_profile(
-    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "unhurried",
+    deadline=None,
+    derandomize="STORIES" not in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("unhurried")
+
+
+# Thousands of tests are made, and all of them stay: to look through them for garbage takes longer
+# than to make them.
+gc.disable()
+# A shell lets a command in the background ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,11 +52,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("is_sealed", [False, True], ids=["plain", "sealed"])
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, and look through none of the tests for it."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, for `make quick` to leave them out."""
+    """Mark the tests that need a server, for `make quick` to leave them out; begin with long tests.
+
+    A process that began with a long test at the end would keep all others waiting.
+    """
     for item in items:
         if "mongodb_uri" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 @pytest.fixture(scope="session")
@@ -96,10 +120,20 @@ def clock() -> Clock:
     return Clock(datetime.now(timezone.utc).replace(microsecond=0))
 
 
+@pytest.fixture(scope="session")
+def own_client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
+    """The client that a store makes by itself, made once for the stores of all tests."""
+    store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": "tests"})
+    yield store.client
+    store.close()
+
+
 @pytest.fixture
-def store(settings: dict[str, Any], clock: Clock) -> Iterator[MongoStore]:
+def store(
+    settings: dict[str, Any], clock: Clock, own_client: MongoClient[Any]
+) -> Iterator[MongoStore]:
     """A store whose indexes are made, so that tests count only the commands that they are about."""
-    store = MongoStore(settings, clock=clock)
+    store = MongoStore(settings, client=own_client, clock=clock)
     store.ensure_indexes()
     yield store
     store.close()

@@ -1,20 +1,25 @@
-"""Run the command `mongosession` in processes forked from one that has imported it already.
+"""Run a function in processes that are forked from a process with all imports behind it.
 
-Half a second of a command is imports. `Forks` starts a process that imports the command once; each
-call of the command is then a child of that process, with an environment, a folder and streams of
-its own. What depends on how Python starts needs a process from its beginning, and not this module.
+Half a second of a command is imports. `Forks` starts a process that imports the function's module
+once; each call of the function is then a child of that process, with an environment, a folder and
+streams of its own. A test of how Python starts needs a process from its beginning, and no fork.
 """
 
 from __future__ import annotations
 
+import fcntl
+import gc
+import importlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -23,13 +28,19 @@ _LONGEST_MESSAGE = 1 << 20
 
 
 class Forks:
-    """A process that forks; to be closed in the end."""
+    """A process that forks; to be closed in the end.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    Each child calls the function `name` of `module`, and ends with what the function returns.
+    `options` are those of Python.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], module: str, name: str, *options: str
+    ) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, *options, "-m", __name__, str(theirs.fileno()), module, name],
                 env=dict(environment),
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
@@ -44,22 +55,42 @@ class Forks:
         input: str,
         timeout: float,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end; a command that takes too long is killed."""
+        """Run the function to its end; a child that takes too long is killed."""
         with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
             stdin.write(input.encode())
             stdin.seek(0)
             streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
-            asked = json.dumps([list(arguments), dict(environment), str(folder)])
-            socket.send_fds(self._socket, [f"{asked}\n".encode()], streams)
-            timer = threading.Timer(timeout, os.kill, [self._answer(), signal.SIGKILL])
-            timer.start()
-            code = self._answer()
-            timer.cancel()
+            with self.started(arguments, environment, folder, streams, timeout) as code:
+                pass
             said = []
             for stream in (stdout, stderr):
                 stream.seek(0)
                 said.append(stream.read().decode())
-        return subprocess.CompletedProcess(list(arguments), code, *said)
+        return subprocess.CompletedProcess(list(arguments), code(), *said)
+
+    @contextmanager
+    def started(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        streams: Sequence[int],
+        timeout: float,
+    ) -> Iterator[Callable[[], int]]:
+        """Start the function, and wait for its end; yield what then returns the exit code.
+
+        A terminal in place of stdin sends its Ctrl-C to the child.
+        """
+        asked = json.dumps([list(arguments), dict(environment), str(folder)])
+        socket.send_fds(self._socket, [f"{asked}\n".encode()], streams)
+        timer = threading.Timer(timeout, os.kill, [self._answer(), signal.SIGKILL])
+        timer.start()
+        codes: list[int] = []
+        try:
+            yield lambda: codes[0]
+        finally:
+            codes.append(self._answer())
+            timer.cancel()
 
     def close(self) -> None:
         self._answers.close()
@@ -71,10 +102,11 @@ class Forks:
 
 
 def serve(asking: socket.socket) -> None:
-    """Fork for each message; return in the child, which is to run the command."""
+    """Fork for each message; return in the child, which is to call the function."""
     while True:
         message, streams, *_ = socket.recv_fds(asking, _LONGEST_MESSAGE, 3)
         if not message:
+            asking.close()
             sys.exit()
         while not message.endswith(b"\n"):
             message += asking.recv(_LONGEST_MESSAGE)
@@ -101,11 +133,20 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[1:] = arguments
+    # The streams of the parent take what is behind their numbers for what was there before.
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False)  # noqa: SIM115
+        for number, mode in enumerate("rww")
+    )
+    if os.isatty(0):
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 if __name__ == "__main__":
-    from mongosession_wsgi import cli
-    from mongosession_wsgi.cli import commands  # noqa: F401 - so that no child imports it.
-
-    serve(socket.socket(fileno=int(sys.argv[1])))
-    cli.main()
+    descriptor, module, name = sys.argv[1:]
+    function = getattr(importlib.import_module(module), name)
+    # Else the end of each child looks through all that was imported, and copies the memory of it.
+    gc.freeze()
+    serve(socket.socket(fileno=int(descriptor)))
+    sys.exit(function())

@@ -124,15 +124,16 @@ class Server:
         return f"{self.name}, {self.restart.value}" if self.restart.value else self.name
 
 
-def servers() -> list[Server]:
+def servers(workers: int = WORKERS) -> list[Server]:
     """Return every way to serve that is put under load."""
     found = []
     for kind, options in _GUNICORN_WORKERS.items():
-        found.append(_gunicorn(kind, options))
-        found.append(_gunicorn(kind, [*options, "--preload"]))
-        found.append(_gunicorn(kind, options, Restart.HUP))
-        found.append(_gunicorn(kind, [*options, "--preload"], Restart.MAX_REQUESTS))
-    return [*found, Server("waitress", _waitress, workers=1), _uwsgi([]), _uwsgi(["--lazy-apps"])]
+        found.append(_gunicorn(kind, options, workers))
+        found.append(_gunicorn(kind, [*options, "--preload"], workers))
+        found.append(_gunicorn(kind, options, workers, Restart.HUP))
+        found.append(_gunicorn(kind, [*options, "--preload"], workers, Restart.MAX_REQUESTS))
+    found.append(Server("waitress", _waitress, workers=1))
+    return [*found, _uwsgi([], workers), _uwsgi(["--lazy-apps"], workers)]
 
 
 _GUNICORN_WORKERS = {"sync": [], "gthread": ["--threads", "4"], "gevent": []}
@@ -151,7 +152,9 @@ _UWSGI_NOISE = "(?!.*(Traceback|Error|Exception|Warning:|OOPS)).*"
 """uWSGI says a lot, and has no levels."""
 
 
-def _gunicorn(kind: str, options: list[str], restart: Restart = Restart.NONE) -> Server:
+def _gunicorn(
+    kind: str, options: list[str], workers: int, restart: Restart = Restart.NONE
+) -> Server:
     is_preloaded = "--preload" in options
 
     def command(port: int, requests: int) -> list[str]:
@@ -160,7 +163,7 @@ def _gunicorn(kind: str, options: list[str], restart: Restart = Restart.NONE) ->
             # The worker patches too late then: PyMongo is there already, with its `import ssl`. A
             # gunicorn.conf.py that begins with `monkey.patch_all()` does the same as this.
             line += ["gevent.monkey", "--module"]
-        line += ["gunicorn", "--workers", str(WORKERS), "--worker-class", kind]
+        line += ["gunicorn", "--workers", str(workers), "--worker-class", kind]
         line += ["--bind", f"127.0.0.1:{port}", "--log-level", "warning", "--no-control-socket"]
         if restart is Restart.MAX_REQUESTS:
             most = max(1, min(200, requests // 6))
@@ -171,6 +174,7 @@ def _gunicorn(kind: str, options: list[str], restart: Restart = Restart.NONE) ->
         name=f"gunicorn {kind}{' --preload' * is_preloaded}",
         command=command,
         restart=restart,
+        workers=workers,
         noise=_GUNICORN_NOISE,
         # The workers of one that replaces them at the 200th request are to get there.
         weight=3 if restart is Restart.MAX_REQUESTS else 1,
@@ -186,19 +190,19 @@ def _waitress(port: int, requests: int) -> list[str]:
     return [sys.executable, "-W", "error", "-c", code]
 
 
-def _uwsgi(options: list[str]) -> Server:
+def _uwsgi(options: list[str], workers: int) -> Server:
     beside = Path(sys.executable).parent / "uwsgi"
     program = str(beside) if beside.exists() else shutil.which("uwsgi")
 
     def command(port: int, requests: int) -> list[str]:
-        line = [str(program), "--master", "--processes", str(WORKERS), "--threads", "2"]
+        line = [str(program), "--master", "--processes", str(workers), "--threads", "2"]
         line += ["--http-socket", f"127.0.0.1:{port}", "--virtualenv", sys.prefix]
         line += ["--need-app", "--die-on-term", "--disable-logging", "--enable-threads"]
         return [*line, *options, "--module", "tests.load:served()"]
 
     missing = "" if program else "uWSGI is not installed"
     name = " ".join(["uwsgi", *options])
-    return Server(name, command, noise=_UWSGI_NOISE, missing=missing)
+    return Server(name, command, workers=workers, noise=_UWSGI_NOISE, missing=missing)
 
 
 @contextmanager

@@ -112,10 +112,13 @@ def test_a_look_that_breaks_off_is_followed_by_another(
     store: MongoStore,
     stored: Collection[Any],
     cut_at: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    filled(store, stored, 2100)
+    monkeypatch.setattr(administration, "AT_A_TIME", 20)
+    monkeypatch.setattr(administration, "_READ_AT_A_TIME", 100)
+    filled(store, stored, 210)
     cutter.cut_at = cut_at
-    assert sum(through.end(Selection())) == 2100
+    assert sum(through.end(Selection())) == 210
     assert cutter.struck == len(cut_at)
     assert not stored.count_documents(LIVE)
 

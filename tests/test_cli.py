@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
@@ -10,12 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import termios
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -55,13 +54,14 @@ def environment(mongodb_uri: str, database: str, tmp_path: Path) -> dict[str, st
 
 
 def environment_of_python() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | MEASURED
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return kept | {"PYTHONPATH": str(TREE), "PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with closing(Forks(environment_of_python())) as forks:
+    environment = environment_of_python() | MEASURED
+    with closing(Forks(environment, "mongosession_wsgi.cli.commands", "run")) as forks:
         yield forks
 
 
@@ -96,6 +96,42 @@ class Command:
         assert "Traceback" not in done.stderr
         assert SECRET not in done.stdout + done.stderr
         return done
+
+    def into(self, stdout: int, *arguments: str) -> tuple[int, str]:
+        """Run the command with this stdout; return its code, and what it says to stderr."""
+        with TemporaryFile() as stderr:
+            streams = [os.open(os.devnull, os.O_RDONLY), stdout, stderr.fileno()]
+            with self.forks.started(
+                arguments, self.environment, self.folder, streams, LONGEST_WAIT
+            ) as code:
+                os.close(streams[0])
+            stderr.seek(0)
+            return code(), stderr.read().decode()
+
+    def on_a_terminal(
+        self, *arguments: str, typed: bytes = b"", **environment: str
+    ) -> tuple[int, str]:
+        """Run the command with a terminal for all its streams; return its code and the screen."""
+        here, there = pty.openpty()
+        whole, streams = self.environment | environment, [there] * 3
+        with self.forks.started(arguments, whole, self.folder, streams, LONGEST_WAIT) as code:
+            os.close(there)
+            screen = screen_of(here, typed)
+        return code(), screen
+
+    def on_a_terminal_from_its_start(self, *arguments: str, **environment: str) -> str:
+        """Run the command in a process of its own on a terminal; return the screen."""
+        here, there = pty.openpty()
+        process = subprocess.Popen(
+            [*MODULE, *arguments],
+            env=self.environment | environment,
+            stdin=there,
+            stdout=there,
+            stderr=there,
+        )
+        os.close(there)
+        with killed_in_time(process):
+            return screen_of(here, b"")
 
 
 @pytest.fixture
@@ -140,7 +176,7 @@ def started(environment: dict[str, str], *command: str) -> Iterator[subprocess.P
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=environment | MEASURED,
         stdin=subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
@@ -167,36 +203,17 @@ def heed_interruptions() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def own_the_terminal() -> None:
-    """Have a Ctrl-C that is typed there sent to this process."""
-    heed_interruptions()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def on_a_terminal(
-    arguments: Sequence[str], environment: dict[str, str], typed: bytes = b""
-) -> tuple[int, str]:
-    """Run the command with a terminal for all its streams; return its exit code and the screen."""
-    here, there = pty.openpty()
-    process = subprocess.Popen(
-        [*MODULE, *arguments],
-        env=environment,
-        stdin=there,
-        stdout=there,
-        stderr=there,
-        start_new_session=True,
-        preexec_fn=own_the_terminal,
-    )
-    os.close(there)
+def screen_of(here: int, typed: bytes) -> str:
+    """Return what a terminal shows up to the end; answer the question that is asked there."""
     shown = b""
-    with killed_in_time(process), suppress(OSError):  # How Linux says that the other end is closed.
+    with suppress(OSError):  # How Linux says that the other end is closed.
         while piece := os.read(here, 65536):
             shown += piece
             if typed and b"[y/N]" in shown:
                 os.write(here, typed)
                 typed = b""
     os.close(here)
-    return process.returncode, shown.decode()
+    return shown.decode()
 
 
 # Where the sessions are.
@@ -282,7 +299,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(
         ("s.json", "{}".encode("utf-16")),
         ("s.ini", b"[a]\nmongodb_session_db = \xfc"),
         ("s.json", b"[" * 100_000),
-        ("s.yaml", b"[" * 5_000),
+        ("s.yaml", b"[" * 1_000),
         ("s.json", b'{"mongodb_session_db": "\\ud800"}'),
         ("s.json", b'{"mongodb_session_db": "a", "mongodb_host": ["\\udcfc"]}'),
         ("s.yaml", b"mongodb_session_db: 2026-13-45"),
@@ -512,11 +529,11 @@ def test_what_version_2_stores_beside_is_shown(
         False,
     )
     assert (second["label"], second["remembered"], second["sealed"]) == (None, False, True)
-    _, screen = on_a_terminal(["list", "--newest", "2"], mongosession.environment)
+    _, screen = mongosession.on_a_terminal("list", "--newest", "2")
     assert screen.splitlines()[1].split()[1:5] == ["alice", "Firefox", "on", "Linux"]
-    _, screen = on_a_terminal(["list"], mongosession.environment | {"COLUMNS": "120"})
+    _, screen = mongosession.on_a_terminal("list", COLUMNS="120")
     assert sorted(line[-7:] for line in screen.splitlines()) == [" " * 7, " SEALED", " sealed"]
-    _, screen = on_a_terminal(["list"], mongosession.environment | {"COLUMNS": "80"})
+    _, screen = mongosession.on_a_terminal("list", COLUMNS="80")
     assert {len(line) for line in screen.splitlines()} == {80}
     assert sorted(line[-2:] for line in screen.splitlines()) == ["  ", " S", " s"]
     lines = [line.split("\t") for line in mongosession("list").stdout.splitlines()]
@@ -608,7 +625,7 @@ def test_list_has_tabs_in_a_pipe_and_columns_on_a_terminal(
     created, seen, expires = map(datetime.fromisoformat, lines[0][2:5])
     assert (seen - created, expires - seen) == (timedelta(hours=1), DAYS_14)
     assert int(lines[2][5]) > 4000
-    code, screen = on_a_terminal(["list", "--newest", "3"], mongosession.environment)
+    code, screen = mongosession.on_a_terminal("list", "--newest", "3")
     rows = screen.splitlines()
     assert code == 0
     assert rows[0].split() == ["ID", "OWNER", "LABEL", "IDLE", "LEFT", "SIZE", "S"]
@@ -652,7 +669,7 @@ def test_what_a_visitor_chose_does_not_command_the_terminal(
     stored.insert_one(document(id_of("eve"), owner, datetime.now(timezone.utc), "\x1b[2J"))
     for command in (["list"], ["show", id_of("eve"), "--data"]):
         assert "\x1b" not in mongosession(*command).stdout
-        assert "\x1b" not in on_a_terminal(command, mongosession.environment)[1]
+        assert "\x1b" not in mongosession.on_a_terminal(*command)[1]
     assert mongosession("list").stdout.count("\t") == 5
     listed = mongosession("list", "--json").stdout
     assert json.loads(listed)["owner"] == owner
@@ -663,9 +680,9 @@ def test_what_a_visitor_chose_does_not_command_the_terminal(
 def test_colours_are_for_terminals_and_no_color_is_heeded(mongosession: Command) -> None:
     mongosession("init")
     assert "\x1b" not in mongosession("check").stdout
-    _, screen = on_a_terminal(["check"], mongosession.environment)
+    _, screen = mongosession.on_a_terminal("check")
     assert "\x1b[32mok" in screen
-    _, screen = on_a_terminal(["check"], mongosession.environment | {"NO_COLOR": "1"})
+    _, screen = mongosession.on_a_terminal("check", NO_COLOR="1")
     assert "\x1b[3" not in screen
 
 
@@ -748,7 +765,7 @@ def test_revoke_ends_what_is_just_being_regenerated(
 def test_revoke_asks_and_shows_a_bar_on_a_terminal(
     mongosession: Command, many: list[str], stored: Collection[Any]
 ) -> None:
-    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=b"y\n")
+    code, screen = mongosession.on_a_terminal("revoke", "--all", typed=b"y\n")
     assert code == 0
     assert "7/7" in screen
     assert "7 sessions ended." in screen
@@ -811,7 +828,7 @@ def test_an_interruption_says_how_many_are_done_and_the_next_run_goes_on(
 def test_an_interruption_of_the_question_ends_nothing(
     mongosession: Command, many: list[str], stored: Collection[Any]
 ) -> None:
-    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=b"\x03")
+    code, screen = mongosession.on_a_terminal("revoke", "--all", typed=b"\x03")
     assert code == 130
     assert "Interrupted." in screen
     assert len(live(stored)) == 7
@@ -821,7 +838,7 @@ def test_an_interruption_of_the_question_ends_nothing(
 def test_any_answer_but_yes_ends_nothing_and_is_no_error(
     mongosession: Command, many: list[str], stored: Collection[Any], typed: bytes
 ) -> None:
-    code, screen = on_a_terminal(["revoke", "--all"], mongosession.environment, typed=typed)
+    code, screen = mongosession.on_a_terminal("revoke", "--all", typed=typed)
     assert code == 0
     assert screen.splitlines()[-1] == "Nothing was ended."
     assert len(live(stored)) == 7
@@ -836,11 +853,11 @@ def test_one_session_is_not_many_and_none_shows_no_bar(
     assert asked.stdout == "1 session ended.\n"
     asked = mongosession("revoke", many[0], id_of("gone"))
     assert (asked.stdout, asked.stderr) == ("No session matches.\n", "")
-    _, screen = on_a_terminal(["revoke", "--owner", "nobody"], mongosession.environment)
+    _, screen = mongosession.on_a_terminal("revoke", "--owner", "nobody")
     assert screen == "No session matches.\r\n"
-    _, screen = on_a_terminal(["purge", "--db", "no"], mongosession.environment)
+    _, screen = mongosession.on_a_terminal("purge", "--db", "no")
     assert "0/0" not in screen
-    _, screen = on_a_terminal(["list", "--owner", "nobody"], mongosession.environment)
+    _, screen = mongosession.on_a_terminal("list", "--owner", "nobody")
     assert screen == "No session matches.\r\n"
 
 
@@ -884,12 +901,10 @@ def test_a_reader_that_has_enough_is_no_error(
 def test_every_command_ends_in_silence_where_nobody_reads(
     mongosession: Command, many: list[str], command: str
 ) -> None:
-    with started(mongosession.environment, *MODULE, *command.split()) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.wait(LONGEST_WAIT) == 141
-        assert process.stderr.read() == ""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with closing(os.fdopen(writing, "wb")):
+        assert mongosession.into(writing, *command.split()) == (141, "")
 
 
 EVERY = ("check --json", "stats", "list", "init", "--help")
@@ -900,10 +915,15 @@ EVERY = ("check --json", "stats", "list", "init", "--help")
 def test_output_that_cannot_be_written_is_an_error(
     mongosession: Command, many: list[str], command: str, to: str, words: str
 ) -> None:
-    shell = f"exec {shlex.join([*MODULE, *command.split()])} >{to}"
-    with started(mongosession.environment, "sh", "-c", shell) as process:
-        _, said = process.communicate(timeout=LONGEST_WAIT)
-    assert process.returncode == 1
+    if to == "/dev/full":
+        with open(to, "wb") as full:
+            code, said = mongosession.into(full.fileno(), *command.split())
+    else:
+        shell = f"exec {shlex.join([*MODULE, *command.split()])} >{to}"
+        with started(mongosession.environment, "sh", "-c", shell) as process:
+            _, said = process.communicate(timeout=LONGEST_WAIT)
+        code = process.returncode
+    assert code == 1
     (line,) = [line for line in said.splitlines() if "its indexes" not in line]
     assert line.startswith("Error: the output could not be written: ")
     assert words in line
@@ -939,14 +959,13 @@ def test_a_terminal_without_utf_8_gets_what_it_has_letters_for(
     id_ = id_of("one")
     owner = "Jürgen " * 9
     stored.insert_one(document(id_, owner, datetime.now(timezone.utc)))
-    environment = mongosession.environment | encoding
     shown = mongosession("list", **encoding).stdout  # type: ignore[arg-type]
     assert "J\\xfcrgen" in shown
     for command in (["list"], ["stats"], ["check"], ["show", id_, "--data"]):
-        _, screen = on_a_terminal(command, environment)
+        screen = mongosession.on_a_terminal_from_its_start(*command, **encoding)
         assert screen.isascii()
         assert "\\u2" not in screen
-    _, screen = on_a_terminal(["revoke", "--all", "--yes"], environment)
+    screen = mongosession.on_a_terminal_from_its_start("revoke", "--all", "--yes", **encoding)
     assert screen.isascii()
     assert "1 session ended." in screen
 

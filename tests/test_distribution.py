@@ -45,10 +45,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_installs_alone_and_imports(built: Path, tmp_path: Path) -> None:
     wheel = next(built.glob("*.whl"))
-    venv.create(tmp_path / "clean", with_pip=True)
+    venv.create(tmp_path / "clean")
     python = tmp_path / "clean" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
-    listed = run(python, "-m", "pip", "list", "--format", "freeze", cwd=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", wheel, cwd=tmp_path)
+    listed = run(*pip, "list", "--format", "freeze", cwd=tmp_path)
     names = {line.partition("==")[0].lower() for line in listed.splitlines()}
     expected = {"mongosession-wsgi", "pymongo", "dnspython", "werkzeug", "markupsafe"}
     assert {name.replace("_", "-") for name in names} - {"pip", "setuptools"} == expected

@@ -1,17 +1,17 @@
 """The site says what is true: every block of code on its pages runs.
 
-A page has a process of its own, `python -m tests.test_docs PAGE URI DATABASE`, because it may do
-what a process does only once, such as to configure Django.
+A page has a process of its own, because a page may do what a process does only once, such as to
+configure Django.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import RawConfigParser
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from mongosession_wsgi import MongoStore
 from mongosession_wsgi.settings import DRIVER_DEFAULTS, Settings
 from mongosession_wsgi.testing import MemoryStore
 
+from .forked import Forks
 from .wsgi import Browser
 
 ROOT = Path(__file__).parent.parent
@@ -61,19 +62,22 @@ def pages_with(*languages: str) -> list[Path]:
     return [page for page in PAGES if any(block.language in languages for block in blocks(page))]
 
 
-@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
-def test_the_python_of_a_page_runs(
-    page: Path, mongodb_uri: str, database: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
     warnings = PYTEST_WARNINGS["tool:pytest"]["filterwarnings"].split("\n")
     filters = [f"-W{line}" for line in warnings if line and not line.startswith("#")]
-    subprocess.run(
-        [sys.executable, *filters, "-m", __name__, page, mongodb_uri, database],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
-        check=True,
-        timeout=120,
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with closing(Forks(environment, __name__, "run", *filters)) as forks:
+        yield forks
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_the_python_of_a_page_runs(
+    page: Path, mongodb_uri: str, database: str, tmp_path: Path, forks: Forks
+) -> None:
+    arguments = [str(page), mongodb_uri, database]
+    done = forks.run(arguments, os.environ, tmp_path, "", 100)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", pages_with("ini", "yaml"), ids=name_of)
@@ -150,8 +154,10 @@ def test_the_recipes_do_what_they_say() -> None:
 # What follows runs in the process of a page.
 
 
-def run(page: Path, uri: str, database: str) -> None:
+def run() -> None:
     """Run the Python of a page, block by block in one module, and visit each application in it."""
+    page, uri, database = Path(sys.argv[1]), *sys.argv[2:]
+    sys.path.append(os.getcwd())  # For the files that a page has.
     DRIVER_DEFAULTS["host"] = uri  # For the pages name no host, which is to be the tests' server.
     module = sys.modules["page"] = ModuleType("page")
     del module.__spec__  # Python 3.15 warns of a specification that names no loader.
@@ -169,7 +175,3 @@ def run(page: Path, uri: str, database: str) -> None:
             if namespace[name] is not visited.get(name):
                 visited[name] = namespace[name]
                 assert Browser(namespace[name]).get().status < "500"
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

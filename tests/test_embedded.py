@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,20 @@ def test_a_server_that_ends_early_has_its_last_words_in_the_error(tmp_path: Path
     with pytest.raises(EmbeddedServerError, match="unrecognized arguments: --no-such-option"):
         server.start()
     wait_until_gone(server.pid)
+
+
+@pytest.mark.timeout(30)  # The connection would be tried for minutes.
+def test_its_end_waits_for_no_server_that_takes_no_more_visitors(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        server = EmbeddedServer(tmp_path, port=full.getsockname()[1])
+        for _ in range(5):
+            visitor = stack.enter_context(socket.socket())
+            visitor.setblocking(False)
+            visitor.connect_ex(full.getsockname())
+        server._wake()
 
 
 def test_by_hand_it_says_its_uri_and_ends_on_ctrl_c(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ def _faults(row: load.Row) -> dict[str, int]:
     return {fault.value: count for fault, count in row.faults.items() if count}
 
 
-@pytest.mark.parametrize("server", load.servers(), ids=lambda server: server.title)
+@pytest.mark.parametrize("server", load.servers(workers=2), ids=lambda server: server.title)
 def test_parallel_clients_are_served(server: Server, mongodb_uri: str) -> None:
     if server.missing:
         pytest.skip(server.missing)

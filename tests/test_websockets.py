@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from typing import Any
 
@@ -13,11 +13,12 @@ import pytest
 from flask import Flask, session
 from werkzeug.serving import make_server
 
-from mongosession_wsgi import SessionMiddleware
+from mongosession_wsgi import SessionMiddleware, SessionWarning
 from mongosession_wsgi.flask import MongoSessionInterface
 from mongosession_wsgi.testing import MemoryStore
 
 from .test_docs import DOCS, blocks
+from .wsgi import environ_of
 
 LONGEST_WAIT = 30
 
@@ -135,6 +136,52 @@ def test_a_socket_of_flask_sock_asks_the_store_again() -> None:
             browsing(port, "/out", cookie)
             connection.send("more")
             assert connection.recv() == ""  # The server has closed the socket.
+    assert data_in(store) == []
+
+
+def returning() -> list[bytes]:
+    """End as an application of gevent-websocket does."""
+    return []
+
+
+def stopping() -> list[bytes]:
+    raise StopIteration
+
+
+def take_over(store: MemoryStore, cookie: str, end: Callable[[], list[bytes]]) -> None:
+    """Visit an application that takes the socket over, and never calls `start_response`."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["mongosession"]["last"] = "hello"
+        assert "hello" not in str(data_in(store))
+        return end()
+
+    environ = environ_of(
+        **{"wsgi.websocket": object()} | ({"HTTP_COOKIE": cookie} if cookie else {})
+    )
+    with suppress(StopIteration):
+        body: Any = SessionMiddleware(app, {}, store=store)(environ, pytest.fail)  # type: ignore[arg-type]
+        with closing(body):
+            assert list(body) == []
+
+
+@pytest.mark.parametrize("end", [returning, stopping])
+def test_an_application_that_takes_the_socket_over_has_its_changes_stored_in_the_end(
+    end: Callable[[], list[bytes]],
+) -> None:
+    store = MemoryStore()
+    token = store.create({"seen": "by HTTP"}).token
+    take_over(store, f"mongosession={token}", end)
+    assert data_in(store) == [{"seen": "by HTTP", "last": "hello"}]
+
+
+@pytest.mark.parametrize("end", [returning, stopping])
+def test_a_session_that_begins_in_a_socket_that_was_taken_over_is_not_stored(
+    end: Callable[[], list[bytes]],
+) -> None:
+    store = MemoryStore()
+    with pytest.warns(SessionWarning, match="It is not stored"):
+        take_over(store, "", end)
     assert data_in(store) == []
 
 

@@ -27,6 +27,8 @@ from .world import Start, World
 AT_A_TIME = 40
 """The scenes that a process is given at a time."""
 MOST_REMEMBERED = 200_000
+GARBAGE = 50_000
+"""The new objects after which a process collects garbage."""
 
 
 @dataclass
@@ -151,7 +153,9 @@ def explore(
 ) -> Report:
     """Explore the scenes in so many processes; `tell` what came of them so far, now and then."""
     report, begun = Report(), time.perf_counter()
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    context = multiprocessing.get_context("fork")
+    # Garbage is rare here, and the much that is remembered takes long to look through.
+    with context.Pool(jobs, gc.set_threshold, (GARBAGE,)) as pool:
         for part in pool.imap_unordered(_part, _tasks(engine, scenes)):
             report.add(part)
             report.seconds = time.perf_counter() - begun
