@@ -132,7 +132,7 @@ def servers(workers: int = WORKERS) -> list[Server]:
         found.append(_gunicorn(kind, [*options, "--preload"], workers))
         found.append(_gunicorn(kind, options, workers, Restart.HUP))
         found.append(_gunicorn(kind, [*options, "--preload"], workers, Restart.MAX_REQUESTS))
-    found.append(Server("waitress", _waitress, workers=1))
+    found.append(Server("waitress", _waitress, workers=1, noise=_WAITRESS_NOISE))
     return [*found, _uwsgi([], workers), _uwsgi(["--lazy-apps"], workers)]
 
 
@@ -147,6 +147,9 @@ _GUNICORN_NOISE = (
     rf"ResourceWarning: unclosed {_LISTENING}"
 )
 """gunicorn's workers leave it to their exit to close the socket on which they listen."""
+
+_WAITRESS_NOISE = r"WARNING:waitress\.queue:Task queue depth is \d+"
+"""waitress says so, too, of a request that comes before all threads have started."""
 
 _UWSGI_NOISE = "(?!.*(Traceback|Error|Exception|Warning:|OOPS)).*"
 """uWSGI says a lot, and has no levels."""
