@@ -43,7 +43,10 @@ exclude_patterns = ["_ext", "_static", "pictures"]
 # Every reference must lead somewhere. Names of other packages do not: a build needs no network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mongosession_wsgi\b).*")]
-nitpick_ignore = [("py:class", "mongosession_wsgi.times.Times")]  # For adapters, not for users.
+nitpick_ignore = [  # For adapters, not for users.
+    ("py:class", "mongosession_wsgi.times.Times"),
+    ("py:class", "mongosession_wsgi.visit.Visit"),
+]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3

@@ -129,7 +129,7 @@ class FlaskExchange(Exchange):
     __slots__ = ("_changes_kind", "_of", "_says_unseen")
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
-        super().__init__(of.store, of.cookies(), of.times(), environ)
+        super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
 
     def commit(self, status: str) -> None:

@@ -51,7 +51,7 @@ class Exchanges:
         if isinstance(self.store, MongoStore) and times != Times.of(self.store.settings):
             self.store.follow(lambda: times)
         self.open: Callable[[WSGIEnvironment], Exchange] = partial(
-            Exchange, self.store, self.cookies, times
+            Exchange, self.store, self.cookies, times=times
         )
         """Return the exchange of the request with an environ, without I/O."""
 
@@ -119,8 +119,8 @@ class Exchange:
         self,
         store: Store,
         cookies: CookiePolicy,
-        times: Times,
         environ: WSGIEnvironment,
+        times: Times | None = None,
     ) -> None:
         self._store = store
         self._cookies = cookies

@@ -29,7 +29,6 @@ class Session(MutableMapping[str, Any]):
     __slots__ = ("_open", "_visit")
 
     _open: Callable[[], Visit]
-    _visit: Visit
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
