@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## run all tests, on the embedded server or on MONGODB_URI (
 	@$(BIN)/coverage report
 
 quick: $(INSTALLED)  ## run the tests that need no server, in less than half a minute
-	@$(BIN)/python -m pytest --quiet -m 'not server' --numprocesses 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest --quiet -m 'not server' --numprocesses 4 --dist worksteal $(ARGS)
 
 test-oldest: $(OLDEST)/installed  ## run the tests of the frameworks with the oldest supported releases
 	@$(OLDEST)/bin/python -m pytest -q tests/frameworks tests/test_requests.py tests/test_store.py tests/test_commands.py

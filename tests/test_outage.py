@@ -17,6 +17,8 @@ from mongosession_wsgi import SessionMiddleware, StoreError
 
 from .wsgi import COOKIE, DOWN, Browser
 
+pytestmark = pytest.mark.server  # Each request waits half a second for a database.
+
 
 def read(environ: dict[str, Any]) -> str:
     return str(environ["mongosession"].get("user"))

@@ -88,6 +88,7 @@ def test_no_bit_can_be_changed_and_no_byte_left_out() -> None:
         assert SEAL.open({name: value[:place]}) is None
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_no_nonce_comes_twice() -> None:
     stored = sealed({str(number): number for number in range(50_000)})
     nonces = {value[:12] for value in stored.values()}
@@ -110,6 +111,7 @@ VALUES = st.recursive(
 
 @how(max_examples=200, deadline=None)
 @given(st.dictionaries(st.text(), VALUES, max_size=5))
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_many_open_as_each_does(values: dict[str, Any]) -> None:
     stored = sealed(values)
     assert SEAL.open(stored) == values
@@ -397,6 +399,7 @@ def shown_in(found: bytes) -> set[str]:
     }
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_the_database_its_log_and_the_drivers_log_show_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -406,6 +409,7 @@ def test_the_database_its_log_and_the_drivers_log_show_nothing(
     }
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_the_same_search_finds_everything_of_a_session_that_is_not_sealed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -414,6 +414,7 @@ INSIDE = re.compile("127.0.0.1|mongo|refused|errno|topology|traceback|pymongo|ti
 
 
 @pytest.mark.parametrize("make", [down_plain, down_flask, down_falcon, down_pyramid])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_an_outage_tells_a_visitor_nothing_of_the_inside(
     make: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -567,6 +568,7 @@ def spoil(session: Session) -> None:
         (lambda session: 1 / len(session["list"]), "up"),
     ],
 )
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_no_frame_of_ours_shows_a_token_to_a_collector_of_local_variables(
     use: Use, store: str
 ) -> None:

@@ -338,6 +338,7 @@ def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(LONGEST)
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_whatever_happens_in_whatever_order_is_as_the_contract_says(clock: Clock) -> None:
     _tell(STORIES or 100, Client(), "memory", clock)
 

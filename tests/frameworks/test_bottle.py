@@ -213,6 +213,7 @@ def test_head_is_answered_without_a_body(app: App, browser: Browser) -> None:
     assert bodies(browser, "/") == ["2"]
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_an_outage_is_a_503() -> None:
     app = App()
     app.install(MongoSessionPlugin(DOWN))

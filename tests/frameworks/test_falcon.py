@@ -354,6 +354,7 @@ def use_down(*others: object) -> falcon.App[Any, Any]:
 
 
 @pytest.mark.parametrize("path", ["/", "/set", "/logout"])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_mongodb_down_is_a_503(path: str, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[bool] = []
 
@@ -382,6 +383,7 @@ def test_a_page_that_does_not_use_the_session_is_served() -> None:
     assert Browser(use_down(), COOKIE).get("/untouched").body == b"fine"
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_the_application_may_have_an_answer_for_it() -> None:
     def handle(req: Any, resp: falcon.Response, error: Exception, params: Any) -> None:
         resp.status = falcon.HTTP_503

@@ -1322,6 +1322,7 @@ def refused(answer: Answer) -> bytes:
 
 @pytest.mark.parametrize("path", ["/", "/write", "/logout"])
 @pytest.mark.parametrize("cookie", [COOKIE, ""])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_mongodb_down_is_a_503(path: str, cookie: str, caplog: pytest.LogCaptureFixture) -> None:
     answer = Browser(down(), cookie).get(path)
     if cookie or path == "/write":
@@ -1338,6 +1339,7 @@ def test_a_page_that_does_not_use_the_session_is_served() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/write"])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_the_application_may_have_a_page_for_it(path: str) -> None:
     app = down()
 
@@ -1349,6 +1351,7 @@ def test_the_application_may_have_a_page_for_it(path: str) -> None:
     assert refused(Browser(app, COOKIE).get(path)) == b"Back soon, visitor."
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_hook_that_uses_the_session_does_not_hide_it() -> None:
     app = down()
 
@@ -1368,6 +1371,7 @@ def test_a_hook_that_uses_the_session_does_not_hide_it() -> None:
     refused(Browser(app, COOKIE).get("/other"))
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_page_that_catches_the_error_goes_on_without_a_session() -> None:
     app = down()
     app.register_error_handler(StoreError, lambda error: "no session, but a page")
@@ -1377,6 +1381,7 @@ def test_a_page_that_catches_the_error_goes_on_without_a_session() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/write"])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_page_for_every_error_is_the_page_for_it_too(path: str) -> None:
     app = down()
     app.register_error_handler(Exception, lambda error: (f"oops, {session.get('user')}", 500))
@@ -1384,6 +1389,7 @@ def test_a_page_for_every_error_is_the_page_for_it_too(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/write"])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_test_is_handed_the_error_itself(path: str) -> None:
     visitor = down(TESTING=True).test_client()
     visitor.set_cookie("mongosession", "t" * 43)
@@ -1393,6 +1399,7 @@ def test_a_test_is_handed_the_error_itself(path: str) -> None:
         mine["user"] = "alice"
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_middleware_of_ours_around_it_answers_503_itself() -> None:
     app = Flask("inner")
     app.session_interface = MongoSessionInterface(DOWN)
@@ -1487,6 +1494,7 @@ def test_session_protection(mode: str, user: str, members: Flask) -> None:
     assert visitor.get("/fresh", headers=other).text == "False"
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_flask_login_does_not_hide_that_mongodb_is_down() -> None:
     login = pytest.importorskip("flask_login")
     app = down()

@@ -828,6 +828,7 @@ def test_a_logout_is_carried_out_though_the_request_fails(site: Site, store: Mon
 
 @pytest.mark.parametrize("path", ["/", "/set", "/logout"])
 @pytest.mark.parametrize("catching_all", [False, True])
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_mongodb_down_is_a_503(
     path: str, catching_all: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -851,6 +852,7 @@ def test_a_page_that_does_not_use_the_session_is_served() -> None:
     assert Site(DOWN).browser(COOKIE, index=lambda request: "fine").get().body == b"fine"
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_an_exception_view_may_have_an_answer_for_it() -> None:
     site = Site(DOWN)
     site.config.add_exception_view(
@@ -860,6 +862,7 @@ def test_an_exception_view_may_have_an_answer_for_it() -> None:
     assert (answer.status, answer.body) == ("503 Service Unavailable", b"back soon")
 
 
+@pytest.mark.server  # For seconds of waiting or of work.
 def test_a_subrequest_that_finds_mongodb_down_raises_in_the_view() -> None:
     def outer(request: Request) -> str:
         for path in ("/", "/set"):
