@@ -152,9 +152,11 @@ class Draft:
 
         If the draft `replaces`, all stored data goes.
         """
-        is_sealed = isinstance(stored, SealedData)
-        if not (self.data or self._stored or self.dropped or replaces or is_sealed):
-            self.data = self._stored = stored
+        if not (self.data or self._stored or self.dropped or replaces):
+            if isinstance(stored, SealedData):
+                self._sealed = stored
+            else:
+                self.data = self._stored = stored
             return self
         changes, draft = self.difference(), Draft()
         draft.replaces, draft.dropped = replaces, self.dropped
