@@ -220,11 +220,14 @@ def _silent(figures: Figures) -> str:
 
 def readme_of(figures: Figures) -> str:
     """Return what the README's first screen says."""
+    setting = figures["settings"]["time"]
+    chosen = setting["chosen"]
+    command = f"make bench SERVER={chosen}" if chosen in ("java", "rust") else "make bench"
     return (
         "![What a session adds to the CPU time of a request, here and in other session stores]"
         "(docs/pictures/bench-cpu.svg)\n\n"
         f"{markdown(_readme_rows(figures))}\n\n"
-        f"Measured side by side on {figures['settings']['time']['date']} by `make bench`, without\n"
+        f"Measured side by side on {setting['date']} by `{command}`, without\n"
         "what the framework takes; Beaker and Flask-Session with their fastest options. All\n"
         "figures, and where others are cheaper, are in [docs/benchmarks.md](docs/benchmarks.md)."
     )

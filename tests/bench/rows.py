@@ -121,12 +121,7 @@ def seal_bar_rows(figures: Figures) -> Rows:
 
 def rate_tables(figures: Figures, names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
     """Yield a table for each kind of worker: requests a second, and their ratio to the floor's."""
-    for worker, by_number in figures["throughput"]["cells"].items():
-        cells = {
-            f"{kind}, {_connections(number)}": by
-            for number, kinds in by_number.items()
-            for kind, by in kinds.items()
-        }
+    for worker, cells in _by_worker(figures):
 
         def cell(row: str, name: str, cells: Figures = cells) -> str:
             by = cells[row]
@@ -139,17 +134,23 @@ def rate_tables(figures: Figures, names: Sequence[str]) -> Iterator[tuple[str, R
 
 def percentile_tables(figures: Figures, names: Sequence[str]) -> Iterator[tuple[str, Rows]]:
     """Yield a table for each kind of worker: milliseconds of the median, 95th and 99th answer."""
+    for worker, cells in _by_worker(figures):
+
+        def cell(row: str, name: str, cells: Figures = cells) -> str:
+            return " / ".join(f"{ms:.3g}" for ms in cells[row][name]["ms"])
+
+        yield worker, columns(cells, names, cell)
+
+
+def _by_worker(figures: Figures) -> Iterator[tuple[str, Figures]]:
+    """Yield each kind of worker, and what was measured there, by request and connections."""
     for worker, by_number in figures["throughput"]["cells"].items():
         cells = {
             f"{kind}, {_connections(number)}": by
             for number, kinds in by_number.items()
             for kind, by in kinds.items()
         }
-
-        def cell(row: str, name: str, cells: Figures = cells) -> str:
-            return " / ".join(f"{ms:.3g}" for ms in cells[row][name]["ms"])
-
-        yield worker, columns(cells, names, cell)
+        yield worker, cells
 
 
 def _connections(number: str) -> str:
