@@ -8,7 +8,6 @@ an older Python. `python -m mongosession_wsgi.embedded FOLDER` serves until Ctrl
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import os
 import shutil
@@ -28,6 +27,7 @@ from pymongo.errors import PyMongoError
 
 from .errors import SessionError
 
+_WATCHER = str(Path(__file__).with_name("_watcher.py"))
 _PROGRAM = "secantusd-py"
 _RELEASE = "SecantusDB==0.7.0b3"
 _TOO_NEW = (3, 14)
@@ -37,7 +37,6 @@ _PYTHONS = ">=3.10,<3.14"
 """The Pythons that the release has wheels for."""
 
 _LONGEST_START = 60.0
-_LONGEST_STOP = 10.0
 _LONGEST_VISIT = 0.1
 _BINDS = 3
 
@@ -156,7 +155,8 @@ class EmbeddedServer:
         command += ["--host", "127.0.0.1", "--port", str(self.port), *self.options]
         with self._log.open("w") as log:
             self._watcher = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, "--owner", str(os.getpid()), *command],
+                # Isolated, for this folder has modules that a program would import by mistake.
+                [sys.executable, "-I", _WATCHER, str(os.getpid()), *command],
                 stdin=config,  # The lock of the folder: held while watcher or server live.
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -271,39 +271,6 @@ def _free_port(port: int) -> int:
         return int(candidate.getsockname()[1])
 
 
-def _watch(owner: int, command: Sequence[str]) -> None:
-    """Run the server until it ends, the owner ends, or somebody ends this process.
-
-    After the death of a parent, a child has another parent. The watcher looks for the change, and
-    not for a closed pipe: other children of the dead parent may hold the pipe open.
-    """
-    told_to_end: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        preexec_fn=_end_with_watcher if sys.platform == "linux" else None,
-    )
-    try:
-        print(server.pid, flush=True)
-        while server.poll() is None and os.getppid() == owner and not told_to_end:
-            time.sleep(0.1)
-    finally:
-        server.terminate()
-        try:
-            server.wait(_LONGEST_STOP)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _end_with_watcher() -> None:
-    """Have Linux send the process SIGTERM when the parent dies, even of a SIGKILL."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def serve(folder: str | Path, port: int = 0) -> None:
     """Run a server until Ctrl-C, and print its URI. Raises `EmbeddedServerError`."""
     with suppress(KeyboardInterrupt), EmbeddedServer(folder, port=port) as server:
@@ -324,7 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--owner"]:
-        _watch(int(sys.argv[2]), sys.argv[3:])
-    else:
-        main()
+    main()

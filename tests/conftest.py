@@ -18,7 +18,7 @@ from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
-from .measured import measure_no_more
+from .measured import measure_no_more, paused
 
 # Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
 # those that chance makes up take many times as long. `STORIES` asks for others.
@@ -44,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     starts_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if not starts_others:
         measure_no_more()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Find the tests without measuring how."""
+    with paused():
+        return (yield)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
