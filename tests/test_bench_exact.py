@@ -219,6 +219,7 @@ def test_a_page_has_the_sections_that_were_measured_and_says_where() -> None:
     for part, title in {
         "sealed": "## Sealed sessions",
         "throughput": "## Requests a second",
+        "crowded": "## Requests a second with many sessions",
         "held": "## Memory",
         "database": "## What the database does",
     }.items():

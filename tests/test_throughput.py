@@ -48,8 +48,9 @@ def test_an_answer_that_is_an_error_ends_the_run(mongodb_uri: str) -> None:
 def test_the_figures_of_a_run(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "CONNECTIONS", (1, 2))
     monkeypatch.setattr(throughput, "SECONDS", 0.05)
-    found = throughput.measured(mongodb_uri, 2, tell, (30,), ["gthread"], [OURS])
-    for kinds in (*found["cells"]["gthread"].values(), *found["sessions"].values()):
+    found = throughput.measured(mongodb_uri, 2, tell, ["gthread"], [OURS])
+    crowded = throughput.by_sessions(mongodb_uri, (30,), 2, tell)
+    for kinds in (*found["cells"]["gthread"].values(), *crowded.values()):
         for by in kinds.values():
             assert set(by) == set(OURS)
             for cell in by.values():
@@ -57,7 +58,7 @@ def test_the_figures_of_a_run(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch)
                 assert min(cell["rate"]) > 0
                 half, most, nearly_all = cell["ms"]
                 assert 0 < half <= most <= nearly_all
-    assert set(found["sessions"]) == {"30"}
+    assert set(crowded) == {"30"}
     rates = {rate.what: rate for rate in rates_of({"throughput": found})}
     assert set(rates["set, to the floor"].found) == {"gthread, 1", "gthread, 2"}
 

@@ -58,8 +58,11 @@ class Run:
         return {"sessions": by_sessions(self._uri, sizes, self._rounds, tell)}
 
     def throughput(self) -> Figures:
+        return {"throughput": throughput.measured(self._uri, 2 * self._rounds, tell)}
+
+    def crowded(self) -> Figures:
         sizes = CROWDED_SIZES if self._is_full else CROWDED_SIZES[:2]
-        return {"throughput": throughput.measured(self._uri, 2 * self._rounds, tell, sizes)}
+        return {"crowded": throughput.by_sessions(self._uri, sizes, 2 * self._rounds, tell)}
 
     def memory(self) -> Figures:
         return memory.measured(self._uri, tell)
@@ -75,7 +78,11 @@ class Run:
             return {"database": explained.measured(self._uri, others, size, tell)}
 
 
-PARTS = ("floor", "sealed", "wire", "time", "sessions", "throughput", "memory", "database")
+SLOW_SERVERS_LEAVE_OUT = ("throughput", "crowded")
+PARTS = (
+    *("floor", "sealed", "wire", "time", "sessions", "memory", "database"),
+    *SLOW_SERVERS_LEAVE_OUT,
+)
 
 
 def main() -> None:
@@ -103,7 +110,8 @@ def measured(asked: argparse.Namespace) -> Figures:
     with server(asked.server) as (uri, name):
         run = Run(uri, name, asked.rounds, is_full=asked.full)
         # The embedded server is so slow that it alone would be measured.
-        usual = [part for part in PARTS if part != "throughput" or name != "embedded"]
+        left_out = SLOW_SERVERS_LEAVE_OUT if name == "embedded" else ()
+        usual = [part for part in PARTS if part not in left_out]
         for part in asked.only or usual:
             setting = setting_of(uri) | {"chosen": name, "rounds": asked.rounds}
             found = getattr(run, part)()

@@ -72,7 +72,7 @@ PLACES: dict[str, tuple[str, Text]] = {
     "throughput": _by_worker(rows.rate_tables),
     "percentiles": _by_worker(rows.percentile_tables),
     "sides": _table("throughput", rows.both_sides_rows),
-    "crowded": _table("throughput", rows.crowded_rows),
+    "crowded": _table("crowded", rows.crowded_rows),
     "wire": _by_family("wire", rows.wire_rows),
     "wall": _by_family("time", rows.wall_rows),
     "threads": _fold("threads", "Requests a second, by threads", rows.thread_rows),
@@ -96,7 +96,7 @@ TERMINAL: dict[str, tuple[str, Callable[[Figures], Rows]]] = {
     "CPU of the client, in microseconds, beside the floor": ("beside the floor", rows.beside_rows),
     "Bars": ("beside the floor", bar_rows),
     "Requests a second, as ratios": ("throughput", rate_rows),
-    "Requests a second by sessions": ("throughput", rows.crowded_rows),
+    "Requests a second by sessions": ("crowded", rows.crowded_rows),
     "CPU on both sides, gthread, 8 connections": ("throughput", rows.both_sides_rows),
     "Requests a second (CPU in microseconds) by threads, read and set": (
         "threads",

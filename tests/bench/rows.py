@@ -171,7 +171,7 @@ def both_sides_rows(figures: Figures) -> Rows:
 
 def crowded_rows(figures: Figures) -> Rows:
     rows = [["sessions", "floor", "ours", "ratio"]]
-    for size, kinds in figures["throughput"]["sessions"].items():
+    for size, kinds in figures["crowded"].items():
         for kind, by in kinds.items():
             rates = by["floor"]["rate"], by["ours"]["rate"]
             shown = (f"{median(one):,.0f}" for one in rates)

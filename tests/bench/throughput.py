@@ -125,7 +125,6 @@ def measured(
     uri: str,
     rounds: int,
     tell: Tell,
-    sizes: Sequence[int] = (),
     workers: Iterable[str] = WORKERS,
     groups: Sequence[Sequence[str]] = GROUPS,
 ) -> Figures:
@@ -138,8 +137,7 @@ def measured(
             with served(uri, names, WORKERS[worker]) as apps, machine.beside_the_server():
                 for number, kind, found in _of_group(apps, database, rounds):
                     cells[worker][str(number)][kind] |= found
-    crowded = by_sessions(uri, sizes, database, rounds, tell) if sizes else {}
-    return {"seconds": SECONDS, "cells": cells, "sessions": crowded}
+    return {"seconds": SECONDS, "cells": cells}
 
 
 def _of_group(
@@ -176,14 +174,13 @@ def in_turns(
     return {name: cell.figures() for name, cell in cells.items()}
 
 
-def by_sessions(
-    uri: str, sizes: Sequence[int], database: int | None, rounds: int, tell: Tell
-) -> Figures:
+def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figures:
     """Return the figures of the floor and of ours, by how many sessions are stored.
 
     The browsers ask for sessions throughout the collection, so the database needs all of it.
     """
     found: Figures = {}
+    database = pid_of(uri)
     tokens: dict[str, list[str]] = {}
     with served(uri, GROUPS[0][:2], WORKERS["gthread"]) as apps, MongoClient[Any](uri) as client:
         names = {name: cookie_of(app.port).partition("=")[0] for name, app in apps.items()}
