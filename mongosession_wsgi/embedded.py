@@ -114,8 +114,9 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """Send the server SIGKILL, like a crash, and wait for the end."""
-        if self._is_running():
-            os.kill(self.pid, signal.SIGKILL)
+        if self.pid and self._is_running():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.stop()
 
     def _is_running(self) -> bool:
@@ -153,6 +154,7 @@ class EmbeddedServer:
     def _launch(self, program: str, config: IO[bytes]) -> None:
         command = [program, "--config", config.name, "--storage-path", str(self.data / "db")]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *self.options]
+        self.pid = 0
         with self._log.open("w") as log:
             self._watcher = subprocess.Popen(
                 # Isolated, for this folder has modules that a program would import by mistake.
@@ -167,7 +169,7 @@ class EmbeddedServer:
         try:
             self._wait_until_it_answers(self._watcher)
         except BaseException:
-            self.stop()
+            self.kill()  # In its start, a server may lose the signal to end, or hang at its end.
             raise
 
     @property

@@ -269,6 +269,27 @@ def test_a_server_that_ends_early_has_its_last_words_in_the_error(tmp_path: Path
     wait_until_gone(server.pid)
 
 
+NEVER_STARTS = """#!/bin/sh
+trap 'echo asked > {folder}/asked' TERM
+while true; do sleep 0.1; done
+"""
+
+
+def test_a_server_that_does_not_start_is_killed_and_not_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "secantusd-py"
+    program.write_text(NEVER_STARTS.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setattr(embedded, "_find", lambda _: str(program))
+    monkeypatch.setattr(embedded, "_LONGEST_START", 0.5)
+    server = EmbeddedServer(tmp_path / "data")
+    with pytest.raises(EmbeddedServerError, match="did not answer within 0 seconds"):
+        server.start()
+    assert is_gone(server.pid)
+    assert not (tmp_path / "asked").exists()
+
+
 @pytest.mark.timeout(30)  # The connection would be tried for minutes.
 def test_its_end_waits_for_no_server_that_takes_no_more_visitors(tmp_path: Path) -> None:
     with ExitStack() as stack:
