@@ -18,7 +18,7 @@ from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
-from .measured import measure_no_more, paused
+from .measured import measure_no_more, paused, save
 
 # Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
 # those that chance makes up take many times as long. `STORIES` asks for others.
@@ -74,6 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "mongodb_uri" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Save what was measured: pytest-xdist gives a process ten seconds to end, and kills it then."""
+    save()
 
 
 @pytest.fixture(scope="session")

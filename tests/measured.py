@@ -49,6 +49,14 @@ def paused() -> Iterator[None]:
         measure_no_more()  # The start has asked new processes to.
 
 
+def save() -> None:
+    """Save what was measured so far, and measure no more."""
+    measuring = _measuring()
+    if measuring is not None:
+        measuring.stop()
+        measuring.save()
+
+
 def _measuring() -> Any:
     """Return what measures this process, if anything does."""
     if "coverage" not in sys.modules:
