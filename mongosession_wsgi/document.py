@@ -59,6 +59,8 @@ _NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
 _CONTAINERS = (dict, list, tuple)
+_MOMENTS = frozenset((datetime,))
+"""The type of the driver's moments, also where a test has put another class in place of it."""
 _HOLDERS = frozenset((bson.Code, DBRef))
 """The other types with values inside."""
 _UNLIKE_STORED = _NESTED | _HOLDERS | {Int64, datetime}
@@ -350,7 +352,7 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
             remember, version,
         )  # fmt: skip
     expires_at, successor = found.get("expires_at"), found.get("successor")
-    if type(expires_at) is not datetime:
+    if not isinstance(expires_at, datetime):
         return None
     by_login, ended = bool(found.get("login")), found.get("ended")
     return Mark(id_, _in_utc(expires_at), successor, "owner" in found, by_login, ended)
@@ -471,7 +473,7 @@ def _unescaped_within(value: Any) -> Any:
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value
         return [_unescaped_within(item) for item in value]
-    if kind is datetime:
+    if kind in _MOMENTS:
         return _in_utc(value)
     if kind in _HOLDERS:
         return bson.decode(bson.encode({"": value}, codec_options=CODEC), _AWARE)[""]
@@ -480,7 +482,7 @@ def _unescaped_within(value: Any) -> Any:
 
 def _in_utc(moment: datetime) -> datetime:
     """Return a decoded moment as an aware one; `replace` would take five times as long."""
-    return datetime.combine(moment, moment.time(), timezone.utc)
+    return moment.combine(moment, moment.time(), timezone.utc)
 
 
 class _Walk:
@@ -492,8 +494,11 @@ class _Walk:
 
     def __init__(self) -> None:
         self._size = 0
-        self._known: dict[int, tuple[Any, int] | None] = {}
-        """The stored form and the least size of each list or dict; None while the walk is in it."""
+        self._known: dict[int, tuple[Any, int, Any] | None] = {}
+        """The stored form and the least size of each list or dict; None while the walk is in it.
+
+        The list or dict is kept too, for a number like its own must not go to another.
+        """
 
     def form(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
@@ -509,9 +514,7 @@ class _Walk:
                 _check_text(value, path)
             return value
         if issubclass(kind, int):
-            if not -(2**63) <= value < 2**63:
-                raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
-            return value
+            return _checked_int(value, path)
         if issubclass(kind, _SCALAR):
             return value
         if _is_lazy_text(value):
@@ -525,10 +528,12 @@ class _Walk:
         within = getattr(value, "scope", None) or {}
         if isinstance(value, DBRef):
             within = value.as_doc()
-        self.form(dict(within), path, depth)
+        stored = self.form(dict(within), path, depth)
         try:
             bson.decode(bson.encode({"": value}, codec_options=CODEC), CODEC)
         except _REFUSALS as error:
+            place, culprit = _culprit(path, stored)
+            _Walk().form(culprit, place, 1)  # There are better words for a text, and for an int.
             raise SessionDataError(
                 f"{_shown(path)}: this {type(value).__name__} could be stored but not read again"
             ) from error
@@ -541,13 +546,13 @@ class _Walk:
                 f"{MAX_DEPTH} levels deep"
             )
         if isinstance(found, tuple):
-            stored, size = found
+            stored, size, _ = found
             self._size += size
         else:
             self._known[id(value)] = None
             self._size += 5 + 3 * len(value)
             stored = self._items(value, path, depth)
-            self._known[id(value)] = stored, self._size - before
+            self._known[id(value)] = stored, self._size - before, value
         if self._size > MAX_SIZE:
             raise too_large(f"{_shown(path)}: a value that has so many parts")
         return stored
@@ -636,6 +641,12 @@ def _check_text(text: str, path: _Path) -> None:
                 f"{_shown(path)}: this str has a lone surrogate at {error.start} and is no Unicode "
                 "text; decode it with the right encoding"
             ) from None
+
+
+def _checked_int(value: Any, path: _Path) -> Any:
+    if not -(2**63) <= value < 2**63:
+        raise SessionDataError(f"{_shown(path)}: this int does not fit into 64 bits")
+    return int(value) if type(value) is Int64 else value  # An Int64 is read as an int.
 
 
 def _shown(path: _Path | None) -> str:

@@ -73,7 +73,7 @@ class Draft:
 
     def has(self, key: object) -> bool:
         """Say whether a key has a value."""
-        if self._sealed is not None and isinstance(key, str):
+        if self._sealed is not None:
             self._open(key)
         return key in self.data
 
@@ -195,10 +195,10 @@ class Draft:
         self._sealed = sealed
         return sealed.open({name: sealed.pop(name) for name in names}) if names else {}
 
-    def _open(self, key: str) -> None:
+    def _open(self, key: object) -> None:
         """Open the value of a key, if still sealed."""
         sealed = self._sealed
-        if sealed is not None and key not in self.data:
+        if sealed is not None and key not in self.data and isinstance(key, str):
             name = sealed.seal.name(key)
             if name in sealed:
                 self._take(sealed, {name: sealed.pop(name)})

@@ -106,6 +106,7 @@ class Exchange:
         "_committed",
         "_cookies",
         "_environ",
+        "_has_failed",
         "_set_cookie",
         "_store",
         "_times",
@@ -128,7 +129,7 @@ class Exchange:
         self._environ = environ
         self._came_with = environ.get("HTTP_COOKIE", "")
         self._visit: Visit | None = None
-        self._committed = self._begins = False
+        self._committed = self._begins = self._has_failed = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
         self.is_running: bool = False
@@ -145,8 +146,10 @@ class Exchange:
     def _open(self) -> Visit:
         """Open the visit, at the session's first use; many a request has none."""
         token = self.cookie.read(self._came_with)
-        self._visit = visit = visit_of(self._store.open(token, self._times))
-        return visit
+        visit = visit_of(self._store.open(token, self._times))
+        if self._visit is None:  # Another thread of the request may have been sooner.
+            self._visit = visit
+        return self._visit
 
     @property
     def is_untouched(self) -> bool:
@@ -160,12 +163,12 @@ class Exchange:
         place of a committed response, the session stays the same. Raises `SessionDataError`, and
         `StoreError`, even where the framework has caught the error and made a 500.
         """
-        visit = self._visit
+        self._has_failed, visit = status.startswith("5"), self._visit
         if visit is None or visit.state is State.UNTOUCHED or self._committed:
             return
         if status.startswith("500") and type(visit.known) is Failure:
             raise visit.known.error
-        if status.startswith("5"):
+        if self._has_failed:
             visit.discard()
         try:
             outcome = self._store.flush(self.session)
@@ -200,9 +203,8 @@ class Exchange:
             self._store.destroy(self.session)
 
     def discard(self) -> None:
-        """Give up the changes since the commit, because the response has failed too."""
-        if self._visit is not None:
-            self._visit.discard()
+        """Give up the changes since the commit, and until the end: the response has failed too."""
+        self._has_failed = True
 
     def watched(self, body: Iterable[Any]) -> Any:
         """Return the streamed body of a framework's response; its `close` closes the exchange too.
@@ -231,8 +233,9 @@ class Exchange:
         visit = self._visit
         if visit is None:
             return
-        if visit.state is State.DESTROYED:
+        if self._has_failed or visit.state is State.DESTROYED:
             visit.discard()
+        if visit.state is State.DESTROYED:
             self._store.flush(self.session)
         elif visit.state is State.REGENERATED:
             warn(
@@ -240,15 +243,18 @@ class Exchange:
                 "what else was changed since is lost, because the browser can get no new token."
             )
         elif visit.state is State.OPEN and visit.has_changes:
-            if visit.record is None:
-                visit.look()
-            if visit.record is not None:
-                self._store.flush(self.session)
-            elif type(visit.known) is Nothing:
-                warn(
-                    "A session was first filled after its response had begun. It is not stored, "
-                    "because the browser can get no cookie; fill it before the first item."
-                )
+            self._write_late(visit)
+
+    def _write_late(self, visit: Visit) -> None:
+        if visit.record is None:
+            visit.look()
+        if visit.record is not None:
+            self._store.flush(self.session)
+        elif type(visit.known) is Nothing:
+            warn(
+                "A session was first filled after its response had begun. It is not stored, "
+                "because the browser can get no cookie; fill it before the first item."
+            )
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header for the browser, if any."""

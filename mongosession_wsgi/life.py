@@ -166,7 +166,7 @@ class Life:
                 draft.complete()
                 if type(visit.known) is Nothing:  # A sealed value did not open: left alone.
                     self._put_back(visit, image, record)
-                    return Step(Outcome.ENDED, NOTHING)
+                    return Step(Outcome.LOOK, NOTHING)
                 return self._insert(visit, draft, record)
             except SessionDataError:
                 self._put_back(visit, image, record)

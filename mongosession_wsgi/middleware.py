@@ -163,6 +163,8 @@ class _Response:
         if not exchange.is_untouched:
             exchange.commit(status)
             headers = exchange.headers(headers)
+        elif status.startswith("5"):
+            exchange.discard()
         self._phase = _Phase.COMMITTED
         self._write = self._start_response(status, headers)
 

@@ -40,7 +40,7 @@ class Seal:
 
     def name(self, key: str) -> str:
         """Return the name under which the value of `key` is stored."""
-        digest = hmac.digest(self._name_key, key.encode(), "sha256")[:_NAME]
+        digest = hmac.digest(self._name_key, key.encode(errors="surrogatepass"), "sha256")[:_NAME]
         return b2a_base64(digest).translate(document.TO_URLSAFE, b"=\n").decode()
 
     def fields(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, bytes]:

@@ -33,7 +33,10 @@ class Store(Protocol):
     """The needs of a request; `testing` has the tests for every store."""
 
     def open(self, token: str | None, times: Times | None = None) -> Session:
-        """Return the session of a request with `token`, not loaded, without I/O."""
+        """Return the session of a request with `token`, not loaded, without I/O.
+
+        The application of a middleware gets a `Session`, and no subclass that a store returns.
+        """
 
     def flush(self, session: Session) -> Outcome:
         """Write the session's changes, and return the outcome for the cookie."""

@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish() -> None:
-    """Save what was measured: pytest-xdist gives a process ten seconds to end, and kills it then."""
+    """Save what was measured: a process of pytest-xdist has ten seconds to end, and is killed."""
     save()
 
 

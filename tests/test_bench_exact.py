@@ -187,9 +187,9 @@ def test_the_instrument_measures(mongodb_uri: str) -> None:
         assert wire["received"] > 500
         assert processes["ours"].ask("threads", "ours", row, 4, 2)["rate"] > 0
         assert processes["ours"].ask("memory") > 10_000
-        held = [processes["ours"].ask("held", "ours", Row(kind, SMALL), 20) for kind in HELD_KINDS]
+        held = [processes["ours"].ask("held", "ours", Row(kind, SMALL), 100) for kind in HELD_KINDS]
         assert 0 < held[0] < held[1]
-        assert processes["bare"].ask("held", "bare", ROWS[0], 20) < held[0]
+        assert processes["bare"].ask("held", "bare", ROWS[0], 100) < held[0]
 
 
 def test_the_figures_of_sealed_sessions(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from uuid import UUID
 import bson
 import pytest
 from bson.dbref import DBRef
+from bson.int64 import Int64
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 from pymongo.collection import Collection
 from werkzeug.local import LocalProxy
 
-from mongosession_wsgi import MongoStore, Session, SessionDataError
+from mongosession_wsgi import MongoStore, Session, SessionDataError, document
 from mongosession_wsgi.document import MAX_SIZE, escape, form, unescape
 from mongosession_wsgi.session import visit_of
 
@@ -211,6 +212,55 @@ def test_a_nested_change_to_anything_else_is_found_at_the_commit(
     assert list(stored.find()) == before
 
 
+def test_an_int64_is_an_int_from_the_start(store: MongoStore, stored: Collection[Any]) -> None:
+    session = store.open(store.create({"who": "alice", "one": 1}).token)
+    job = session["job"] = {"count": Int64(5), "log": []}
+    store.flush(session)
+    assert session["who"] == "alice"  # The first look: what is stored by now is underneath.
+    job["log"].append("late")
+    session["one"] = Int64(1)
+    store.flush(session)
+    assert stored.find_one()["data"]["job"] == {"count": 5, "log": ["late"]}
+    changed = visit_of(session).draft.difference()
+    assert not changed.assigned
+
+
+class Rows(dict[str, Any]):
+    """A dict that makes its values at each look."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(rows=None)
+        self.number = number
+
+    def items(self) -> Any:
+        return [("rows", [self.number, self.number])]
+
+
+def test_values_that_are_made_at_each_look_are_not_mixed_up(store: MongoStore) -> None:
+    session = store.create({"made": [Rows(number) for number in range(9)]})
+    again = store.retrieve(session.token or "")
+    assert again is not None
+    assert again["made"] == [{"rows": [number, number]} for number in range(9)]
+
+
+def test_moments_are_aware_where_a_test_has_replaced_the_class(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfAllMoments(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, datetime)
+
+    class Frozen(datetime, metaclass=OfAllMoments):
+        """What tools that stop the clock put in place of `datetime`."""
+
+    moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
+    session = store.create({"since": moment, "all": [moment]})
+    monkeypatch.setattr(document, "datetime", Frozen)
+    again = store.retrieve(session.token or "")
+    assert again is not None
+    assert (again["since"], again["all"]) == (moment, [moment])
+
+
 @pytest.mark.parametrize("key", [1, None, b"a", ("a",), Color.RED])
 def test_only_str_are_keys(store: MongoStore, key: Any) -> None:
     session = store.open(None)
@@ -229,6 +279,9 @@ def test_only_str_are_keys(store: MongoStore, key: Any) -> None:
         ({"a b": {1}}, "top['a b']:"),
         ({"": {1}}, "top['']:"),
         ([[{1}]], "top[0][0]:"),
+        (bson.Code("f()", {"x": 2**63}), "top.x: this int does not fit into 64 bits"),
+        (bson.Code("f()", {"x": "\ud800"}), "top.x: this str has a lone surrogate"),
+        (DBRef("coll", 2**63), "top['$id']: this int does not fit into 64 bits"),
     ],
 )
 def test_the_error_names_the_path(value: Any, path: str) -> None:

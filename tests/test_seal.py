@@ -31,6 +31,7 @@ from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.testing import MemoryStore
 from mongosession_wsgi.testing.conformance import StoreConformance
 from mongosession_wsgi.testing.requests import Clock
+from mongosession_wsgi.visit import Outcome
 
 from .commands import RECORDER
 from .scripted import Scene
@@ -328,6 +329,26 @@ def test_a_value_that_does_not_open_makes_the_session_none(
     store.flush(rotated)
     after = stored.find_one({"_id": id_})
     assert after == before
+    login = store.open(token)
+    login.login("alice")
+    assert store.flush(login) is Outcome.CREATED
+    again = store.retrieve(login.token)
+    assert again is not None
+    assert again.owner == "alice"
+    assert stored.find_one({"_id": id_}) == before
+
+
+@pytest.mark.parametrize("key", [None, 1, ("a",), "\ud800"], ids=ascii)
+def test_no_key_of_a_session_is_no_key_of_a_sealed_session(store: MongoStore, key: Any) -> None:
+    session = store.open(store.create({"a": 1}).token)
+    assert session.get(key) is None
+    assert key not in session
+    assert session.pop(key, 2) == 2
+    with pytest.raises(KeyError):
+        del session[key]
+    with pytest.raises(SessionDataError):
+        session.setdefault(key, 3)
+    assert session == {"a": 1}
 
 
 SECRETS = ("creditcard", "4111111111111111", "inmostname", "deepestvalue", "streetname",

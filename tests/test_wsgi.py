@@ -494,6 +494,37 @@ def test_late_changes_of_a_body_that_raises_are_dropped(
     assert (found and found["data"]) == (None if ends else {"a": 2})
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_set_as_a_body_that_raised_is_closed_is_dropped(
+    visit: Any, store: MongoStore, stored: Collection[Any], ends: bool
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Body:
+        def items() -> Iterator[bytes]:
+            yield b"begun"
+            raise RuntimeError("no more")
+
+        def close() -> None:
+            session = environ["mongosession"]
+            session["a"] = 2
+            if ends:
+                session.destroy()
+
+        start_response("200 OK", PLAIN)
+        return Body(items(), close)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        visit(app, store.create({"a": 1}))
+    found = stored.find_one()
+    assert (found and found["data"]) == (None if ends else {"a": 1})
+
+
+def test_late_changes_of_a_failed_response_are_dropped(
+    visit: Any, store: MongoStore, stored: Collection[Any]
+) -> None:
+    visit(late(lambda session: session.update(a=2), "500 Sorry"), store.create({"a": 1}))
+    assert stored.find_one()["data"] == {"a": 1}
+
+
 # Errors.
 
 
