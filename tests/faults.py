@@ -35,6 +35,7 @@ from mongosession_wsgi import MongoStore, Session, SessionMiddleware, StoreError
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from . import tool
 from .proxy import Proxy
 from .wsgi import KEY, Browser, Response, conforming
 
@@ -1022,4 +1023,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "faults")

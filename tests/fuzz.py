@@ -30,6 +30,7 @@ from mongosession_wsgi.settings import Settings
 from mongosession_wsgi.times import Times
 from mongosession_wsgi.visit import NOTHING, Known, Visit
 
+from . import tool
 from .wsgi import call, environ_of, on_session
 
 SETTINGS = {"mongodb_session_db": "fuzz"}
@@ -394,4 +395,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "fuzz")

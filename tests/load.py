@@ -47,6 +47,7 @@ from pymongo import MongoClient
 from mongosession_wsgi import MongoStore, SessionMiddleware
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from . import tool
 from .wsgi import KEY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -562,4 +563,4 @@ def _show(rows: list[Row], missing: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "load")

@@ -31,6 +31,8 @@ from typing import NamedTuple
 
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from . import tool
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "security.md"
 TABLE = ROOT / "tests" / "mutants.diff"
@@ -390,4 +392,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "mutants")

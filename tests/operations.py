@@ -24,6 +24,8 @@ from mongosession_wsgi import MongoStore
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from . import tool
+
 AT_A_TIME = 2000
 OWNERS = 1000
 SEED = 20
@@ -132,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tool.run(main, "operations")

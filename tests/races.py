@@ -39,6 +39,7 @@ from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing.memory import Client
 from mongosession_wsgi.visit import State
 
+from . import tool
 from .servers.choice import SERVERS
 from .servers.kept import UnavailableError
 from .wsgi import KEY, Browser, Response, call, conforming, environ_of
@@ -952,4 +953,4 @@ def _raced(stories: list[Story], options: argparse.Namespace) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "races")

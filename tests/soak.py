@@ -16,7 +16,6 @@ import os
 import random
 import resource
 import secrets
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from mongosession_wsgi.document import id_of
 from mongosession_wsgi.testing.memory import Client
 from mongosession_wsgi.testing.requests import Clock
 
+from . import tool
 from .explore.exploring import quietly
 from .proxy import Proxy
 from .races import SERVERS
@@ -371,4 +371,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "soak")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ import bson
 import pytest
 from pymongo.errors import OperationFailure
 
+from . import tool
+from .bench import machine
 from .explore.__main__ import _chosen, _parser, main
 from .explore.catalogue import BY_NAME, starts_of
 from .explore.engine import MONGODB, Server, in_place_of
@@ -398,6 +402,19 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--kinds", "sing"])
     assert "'sing' is none of: read" in capsys.readouterr().err
+
+
+def test_an_interruption_is_told_in_one_line() -> None:
+    command = [sys.executable, "-m", "tests.explore", "--sets", "faults", "--jobs", "2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(machine.children(process.pid)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # As a terminal sends a Ctrl-C.
+    assert process.communicate(timeout=60)[1] == "\nexplore: interrupted\n"
+    assert process.returncode == tool.INTERRUPTED
 
 
 def test_without_a_choice_the_plan_is_explored() -> None:

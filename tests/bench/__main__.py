@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from .. import tool
 from ..servers.choice import SERVERS, at_hand
 from ..servers.kept import UnavailableError
 from . import explained, machine, memory, report, throughput
@@ -147,7 +148,4 @@ def tell(what: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nbench: interrupted; nothing was written")
+    tool.run(main, "bench")

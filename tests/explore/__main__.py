@@ -13,6 +13,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
+from .. import tool
 from .catalogue import BY_NAME, STARTS
 from .exploring import Finding, Report, explore
 from .scenes import PLAN, SETS, engines, scenes_of
@@ -180,4 +181,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tool.run(main, "explore")

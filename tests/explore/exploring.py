@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, islice
 
+from ..tool import for_the_parent
 from .catalogue import BY_NAME, starts_of
 from .engine import Server, in_place_of
 from .followers import Followers
@@ -155,7 +156,9 @@ def explore(
     report, begun = Report(), time.perf_counter()
     context = multiprocessing.get_context("fork")
     # Garbage is rare here, and the much that is remembered takes long to look through.
-    with context.Pool(jobs, gc.set_threshold, (GARBAGE,)) as pool:
+    with for_the_parent():
+        processes = context.Pool(jobs, gc.set_threshold, (GARBAGE,))
+    with processes as pool:
         for part in pool.imap_unordered(_part, _tasks(engine, scenes)):
             report.add(part)
             report.seconds = time.perf_counter() - begun
