@@ -307,7 +307,6 @@ def encode_form(key: str, stored: Any) -> bytes:
         encoded = bson.encode({"": stored}, codec_options=CODEC)
     except _REFUSALS as error:
         path, value = _culprit((None, key), stored)
-        _Walk().form(value, path, 1)  # There are better words for a text, and for an int.
         raise SessionDataError(
             f"{_shown(path)}: this {type(value).__name__} is out of the range that BSON has for it"
         ) from error
@@ -532,8 +531,7 @@ class _Walk:
         try:
             bson.decode(bson.encode({"": value}, codec_options=CODEC), CODEC)
         except _REFUSALS as error:
-            place, culprit = _culprit(path, stored)
-            _Walk().form(culprit, place, 1)  # There are better words for a text, and for an int.
+            _culprit(path, stored)
             raise SessionDataError(
                 f"{_shown(path)}: this {type(value).__name__} could be stored but not read again"
             ) from error
@@ -610,7 +608,10 @@ def _instead_of(value: Any) -> str:
 
 
 def _culprit(path: _Path, stored: Any) -> tuple[_Path, Any]:
-    """Return the innermost part of `stored` refused by the encoder, and the part's place."""
+    """Return the innermost part of `stored` refused by the encoder, and the part's place.
+
+    Raises `SessionDataError` for a text and for an int, because a walk has better words for them.
+    """
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(stored, dict):
         parts = ((unescape(name), item) for name, item in stored.items())
@@ -621,6 +622,7 @@ def _culprit(path: _Path, stored: Any) -> tuple[_Path, Any]:
             bson.encode({"": item}, codec_options=CODEC)
         except _REFUSALS:
             return _culprit((path, step), item)
+    _Walk().form(stored, path, 1)
     return path, stored
 
 
