@@ -18,7 +18,7 @@ from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
-from .measured import measure_no_more, paused, save
+from .measured import import_all, measure_no_more, paused, resumed, save
 
 # Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
 # those that chance makes up take many times as long. `STORIES` asks for others.
@@ -40,16 +40,41 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure coverage in the processes of pytest-xdist, and from there on only where asked for."""
+    """Measure coverage in the processes of pytest-xdist, and from there on only where asked for.
+
+    The process that starts them runs no test.
+    """
     starts_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if not starts_others:
+    if starts_others:
+        save()
+    else:
         measure_no_more()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Find the tests without measuring how."""
+    import_all()
     with paused():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Measure the fixtures and the tests, and not how pytest goes from one to the next."""
+    with paused():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    with resumed():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with resumed():
         return (yield)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -14,6 +13,9 @@ from typing import Any
 import mongosession_wsgi
 
 _NAME = "COVERAGE_PROCESS_CONFIG"
+
+_tracer = sys.gettrace()
+"""What coverage measures this process with; None without, and in a Python that needs no tracer."""
 
 MEASURED: dict[str, str] = {}
 """The variables by which a process measures itself; empty without coverage."""
@@ -25,28 +27,36 @@ def measure_no_more() -> None:
         MEASURED[_NAME] = os.environ.pop(_NAME)
 
 
-@contextmanager
-def paused() -> Iterator[None]:
-    """Measure nothing for a while, so that pytest finds the tests in half of the time.
-
-    The package is imported before, for its imports are to be measured.
-    """
-    measuring = _measuring()
-    if measuring is None:
-        yield
-        return
+def import_all() -> None:
+    """Import the package, for its imports are to be measured."""
     for module in walk_packages(mongosession_wsgi.__path__, "mongosession_wsgi."):
         if not module.name.endswith("__main__"):
             with suppress(ImportError):  # Of an extra that is not installed.
                 import_module(module.name)
-    measuring.stop()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Measure nothing in this thread for a while: pytest itself takes half of the time then."""
+    with _traced_by(None):
+        yield
+
+
+@contextmanager
+def resumed() -> Iterator[None]:
+    """Measure for a while again, within a pause."""
+    with _traced_by(_tracer):
+        yield
+
+
+@contextmanager
+def _traced_by(tracer: Any) -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(tracer)
     try:
         yield
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The package is imported already, as it is to be.
-            measuring.start()
-        measure_no_more()  # The start has asked new processes to.
+        sys.settrace(before)
 
 
 def save() -> None:

@@ -946,22 +946,28 @@ def test_other_streams_that_are_closed_or_full(mongosession: Command, many: list
 
 
 @pytest.mark.parametrize(
-    "encoding",
+    ("encoding", "commands"),
     [
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "ascii:strict"},
+        (
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            [["list"], ["stats"], ["check"], ["show", id_of("one"), "--data"]],
+        ),
+        ({"PYTHONIOENCODING": "ascii"}, [["list"]]),
+        ({"PYTHONIOENCODING": "ascii:strict"}, [["list"]]),
     ],
+    ids=["C", "ascii", "strict"],
 )
 def test_a_terminal_without_utf_8_gets_what_it_has_letters_for(
-    mongosession: Command, stored: Collection[Any], encoding: dict[str, str]
+    mongosession: Command,
+    stored: Collection[Any],
+    encoding: dict[str, str],
+    commands: list[list[str]],
 ) -> None:
-    id_ = id_of("one")
     owner = "Jürgen " * 9
-    stored.insert_one(document(id_, owner, datetime.now(timezone.utc)))
+    stored.insert_one(document(id_of("one"), owner, datetime.now(timezone.utc)))
     shown = mongosession("list", **encoding).stdout  # type: ignore[arg-type]
     assert "J\\xfcrgen" in shown
-    for command in (["list"], ["stats"], ["check"], ["show", id_, "--data"]):
+    for command in commands:
         screen = mongosession.on_a_terminal_from_its_start(*command, **encoding)
         assert screen.isascii()
         assert "\\u2" not in screen

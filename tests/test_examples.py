@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPMessage
-from itertools import product
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -45,7 +45,12 @@ WARNINGS = [
 ]
 
 
-@pytest.fixture(scope="module", params=product(SHOPS, SERVERS), ids=" in ".join)
+# All under gunicorn, and each under one of the others.
+SERVED = [(shop, "gunicorn") for shop in SHOPS]
+SERVED += zip(SHOPS, cycle(["gunicorn --preload", "waitress"]), strict=False)
+
+
+@pytest.fixture(scope="module", params=SERVED, ids=" in ".join)
 def url(
     request: pytest.FixtureRequest, mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
