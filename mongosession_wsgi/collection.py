@@ -46,7 +46,7 @@ Documents = Collection[dict[str, Any]]
 _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
-"""Seconds that `close` waits for the end of a thread."""
+"""Seconds that `close` waits for a server, and for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
 _SECRET = re.compile("password|mechanismprop")
@@ -75,6 +75,7 @@ class SessionCollection:
         self._client = client
         self._made: dict[int, Documents] = {}
         self._making: dict[int, Future[Documents]] = {}
+        self._endings: dict[int, Callable[[], object]] = {}
         self._is_direct = False
         self._indexes = indexes.InPassing()
 
@@ -163,9 +164,8 @@ class SessionCollection:
         """Close this process's own client; the next use makes another."""
         pid = os.getpid()
         self._making.pop(pid, None)
-        documents = self._made.pop(pid, None)
-        if documents is not None and self._client is None:
-            documents.database.client.close()
+        self._made.pop(pid, None)
+        self._endings.pop(pid, lambda: None)()
         self._indexes.wait(_MOMENT)
 
     # The making of the client.
@@ -223,7 +223,8 @@ class SessionCollection:
             if not any(name in str(error) for name in connecting.OPTIONS):
                 raise
             client = MongoClient(**options)
-        finalize(self, _close_in_its_process, client, os.getpid())
+        pid = os.getpid()
+        self._endings[pid] = finalize(self, _close_in_its_process, client, pid)
         return client
 
     def _collection_of(self, client: MongoClient[Any]) -> Documents:
@@ -348,8 +349,13 @@ def _check_client(client: object) -> None:
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
+    """Close a client, and wait but a moment for a server that is to forget the client's sessions.
+
+    The garbage collector may call this in the midst of any request, in any thread.
+    """
     if os.getpid() == pid:
-        client.close()
+        with pymongo.timeout(_MOMENT):
+            client.close()
 
 
 # No secrets.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import ssl
@@ -23,7 +24,7 @@ import dns.resolver
 import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
+from pymongo import MongoClient, _csot
 from pymongo.collection import Collection
 from pymongo.errors import (
     ConfigurationError,
@@ -424,6 +425,28 @@ def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
     with pytest.raises(InvalidOperation):
         late.find_one({})
     assert collection.attempt(look) is None
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["by close", "as garbage"])
+def test_an_own_client_is_closed_once_and_its_server_not_waited_for(
+    mongodb_uri: str, database: str, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
+) -> None:
+    """Garbage is collected in the midst of anything, also where the driver sets a deadline."""
+    waits: list[float | None] = []
+    close = MongoClient.close
+
+    def counted(client: MongoClient[Any]) -> None:
+        waits.append(_csot.remaining())
+        close(client)
+
+    monkeypatch.setattr(MongoClient, "close", counted)
+    store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": database})
+    assert store.client.admin.command("ping")["ok"]
+    if is_told:
+        store.close()
+    del store
+    gc.collect()
+    assert [wait is not None and wait <= 1 for wait in waits] == [True]
 
 
 @pytest.mark.parametrize(
