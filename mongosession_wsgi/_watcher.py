@@ -16,11 +16,12 @@ _LONGEST_STOP = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
-def watch(owner: int, command: Sequence[str]) -> None:
+def watch(owner: int, command: Sequence[str]) -> int:
     """Run the server until it ends, the owner ends, or somebody ends this process.
 
-    After the death of a parent, a child has another parent. The watcher looks for the change, and
-    not for a closed pipe: other children of the dead parent may hold the pipe open.
+    Returns the server's exit code. After the death of a parent, a child has another parent. The
+    watcher looks for the change, and not for a closed pipe: other children of the dead parent may
+    hold the pipe open.
     """
     told_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_end.append(number))
@@ -35,12 +36,20 @@ def watch(owner: int, command: Sequence[str]) -> None:
         while server.poll() is None and os.getppid() == owner and not told_to_end:
             time.sleep(0.1)
     finally:
-        server.terminate()
-        try:
-            server.wait(_LONGEST_STOP)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        _end(server, told_to_end)
+    return server.returncode
+
+
+def _end(server: "subprocess.Popen[bytes]", told_to_end: Sequence[int]) -> None:
+    """Tell the server to end, once more each time that the owner asks, and kill it at last."""
+    deadline, heeded = time.monotonic() + _LONGEST_STOP, -1
+    while server.poll() is None and time.monotonic() < deadline:
+        if heeded != len(told_to_end):
+            heeded = len(told_to_end)
+            server.terminate()
+        time.sleep(0.02)
+    server.kill()
+    server.wait()
 
 
 def _end_with_watcher() -> None:
@@ -49,4 +58,4 @@ def _end_with_watcher() -> None:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), sys.argv[2:])
+    sys.exit(watch(int(sys.argv[1]), sys.argv[2:]))

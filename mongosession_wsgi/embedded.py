@@ -38,6 +38,8 @@ _PYTHONS = ">=3.10,<3.14"
 
 _LONGEST_START = 60.0
 _LONGEST_VISIT = 0.1
+_DEAF = 1.0
+"""Seconds after which a server that still listens has not heard the signal to end."""
 _BINDS = 3
 
 
@@ -101,16 +103,23 @@ class EmbeddedServer:
         if watcher is not None:
             # In a fork of the owner both calls do nothing: the watcher is no child of the fork.
             watcher.terminate()
+            told = time.monotonic()
             while watcher.poll() is None:
-                self._wake()
+                if self._visit() and time.monotonic() - told > _DEAF:
+                    watcher.terminate()
+                    told = time.monotonic()
                 time.sleep(0.02)
 
-    def _wake(self) -> None:
-        """Connect to the server once: its end waits two seconds for a last visitor otherwise."""
+    def _visit(self) -> bool:
+        """Connect to the server once, and say whether it still listens.
+
+        Its end waits two seconds for a last visitor otherwise. Once in many ends, the server
+        misses the signal.
+        """
         with socket.socket() as visitor:
             # A server that takes no more visitors leaves the next waiting, past its own end.
             visitor.settimeout(_LONGEST_VISIT)
-            visitor.connect_ex(("127.0.0.1", self.port))
+            return visitor.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
         """Send the server SIGKILL, like a crash, and wait for the end."""

@@ -73,8 +73,8 @@ def pytest_fixture_setup() -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_call() -> Iterator[None]:
-    with resumed():
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with paused() if item.get_closest_marker("unmeasured") else resumed():
         return (yield)
 
 

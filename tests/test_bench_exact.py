@@ -31,6 +31,8 @@ from .bench.report import ROOT, files_of, readme_of
 from .bench.visitor import Visitor
 from .commands import RECORDER
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = str(Path(mongosession_wsgi.__file__).parent)
 
 
@@ -176,7 +178,7 @@ def test_the_instrument_measures(mongodb_uri: str) -> None:
     row = Row("read and set", SMALL)
     with started(mongodb_uri, [TOGETHER], counts=True) as processes:
         assert tuple(processes) == TOGETHER
-        for one in ROWS:
+        for one in [row for row in ROWS if row.contents is SMALL]:
             names = [name for name in TOGETHER if runs(name, one)]
             spent = in_turns(processes, names, one, turns=1)
             number = UNTOUCHED_AT_A_TIME if one.kind == "untouched" else AT_A_TIME

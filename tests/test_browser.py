@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from .test_examples import SERVERS, served
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.unmeasured]
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 in_chromium = pytest.mark.skipif(

@@ -301,7 +301,7 @@ def test_its_end_waits_for_no_server_that_takes_no_more_visitors(tmp_path: Path)
             visitor = stack.enter_context(socket.socket())
             visitor.setblocking(False)
             visitor.connect_ex(full.getsockname())
-        server._wake()
+        server._visit()
 
 
 def test_by_hand_it_says_its_uri_and_ends_on_ctrl_c(tmp_path: Path) -> None:
@@ -322,3 +322,35 @@ def test_by_hand_it_says_its_uri_and_ends_on_ctrl_c(tmp_path: Path) -> None:
         by_hand.wait()
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", int(uri.rpartition(":")[2]))) != 0
+
+
+# The embedded server, which misses its first SIGTERM.
+DEAF = """#!{python}
+import signal, sys
+from secantus.cli import main
+
+install = signal.signal
+
+
+def miss_the_first(number, handler):
+    return install(number, lambda *_: install(number, handler))
+
+
+signal.signal = miss_the_first
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= embedded._TOO_NEW, reason="the server is uv's there")
+def test_a_server_that_misses_the_signal_to_end_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "deaf"
+    program.write_text(DEAF.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(embedded, "_program", lambda: str(program))
+    server = EmbeddedServer(tmp_path / "db").start()
+    watcher = server._watcher
+    server.stop()
+    assert watcher is not None
+    assert watcher.returncode == 0  # And not killed, after ten seconds.

@@ -26,7 +26,7 @@ from pymongo import MongoClient
 from examples.browser import Browser, sha256_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.unmeasured]
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

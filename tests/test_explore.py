@@ -30,6 +30,8 @@ from .explore.script import Kind, Play
 from .explore.verdict import PROMISES
 from .explore.world import World
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).parent.parent
 Act = Callable[[], Any]
 

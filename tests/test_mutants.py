@@ -23,6 +23,8 @@ from .mutants import (
     rows_of,
 )
 
+pytestmark = pytest.mark.unmeasured
+
 TEXT = "def f():\n    if a:\n        b()\n    return 1\n\n\ndef g():\n    return 2\n"
 
 

@@ -7,6 +7,8 @@ import pytest
 from . import load
 from .load import Fault, Server
 
+pytestmark = pytest.mark.unmeasured
+
 
 def _faults(row: load.Row) -> dict[str, int]:
     return {fault.value: count for fault, count in row.faults.items() if count}

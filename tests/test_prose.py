@@ -10,6 +10,8 @@ import pytest
 from . import prose
 from .prose import Share
 
+pytestmark = pytest.mark.unmeasured
+
 SOURCE = '''
     """A module of five words."""
 

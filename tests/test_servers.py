@@ -29,7 +29,7 @@ from .bench.__main__ import main as bench
 from .commands import RECORDER
 from .servers import java, kept, rust
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.unmeasured]
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from .test_browser import in_chromium, profile
 pytest.importorskip("furo", reason="needs the extra [docs]")
 
 # To build the site takes a while, though no server.
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.unmeasured, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}

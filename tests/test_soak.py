@@ -13,6 +13,8 @@ import pytest
 from . import soak
 from .soak import Held, Row, Soak, grown, main, soak_on, verdict
 
+pytestmark = pytest.mark.unmeasured
+
 
 def test_a_process_in_memory_holds_no_more_after_many_requests(
     capsys: pytest.CaptureFixture[str],

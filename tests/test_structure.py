@@ -26,6 +26,8 @@ from mongosession_wsgi.testing.requests import NOW, Clock
 from .scripted import Scene
 from .wsgi import environ_of
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = Path(mongosession_wsgi.__file__).parent
 
 ROOMS: dict[str, set[str]] = {

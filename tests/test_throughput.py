@@ -12,7 +12,7 @@ from .bench.bars import Rate, rates_of, to
 from .bench.crowd import Crowd, cookie_of, is_whole, request_of
 
 pytest.importorskip("gunicorn")
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.unmeasured]
 
 OURS = ("floor", "ours")
 
