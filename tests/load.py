@@ -133,7 +133,7 @@ def servers(workers: int = WORKERS) -> list[Server]:
         found.append(_gunicorn(kind, [*options, "--preload"], workers))
         found.append(_gunicorn(kind, options, workers, Restart.HUP))
         found.append(_gunicorn(kind, [*options, "--preload"], workers, Restart.MAX_REQUESTS))
-    found.append(Server("waitress", _waitress, workers=1, noise=_WAITRESS_NOISE))
+    found.append(Server("waitress", _waitress, workers=1, noise=WAITRESS_NOISE))
     return [*found, _uwsgi([], workers), _uwsgi(["--lazy-apps"], workers)]
 
 
@@ -149,7 +149,7 @@ _GUNICORN_NOISE = (
 )
 """gunicorn's workers leave it to their exit to close the socket on which they listen."""
 
-_WAITRESS_NOISE = r"WARNING:waitress\.queue:Task queue depth is \d+"
+WAITRESS_NOISE = r"WARNING:waitress\.queue:Task queue depth is \d+"
 """waitress says so, too, of a request that comes before all threads have started."""
 
 _UWSGI_NOISE = "(?!.*(Traceback|Error|Exception|Warning:|OOPS)).*"

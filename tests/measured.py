@@ -51,6 +51,9 @@ def resumed() -> Iterator[None]:
 
 @contextmanager
 def _traced_by(tracer: Any) -> Iterator[None]:
+    if _tracer is None:
+        yield
+        return
     before = sys.gettrace()
     sys.settrace(tracer)
     try:

@@ -26,6 +26,8 @@ from pymongo import MongoClient
 from examples.browser import Browser, sha256_of
 from mongosession_wsgi.embedded import EmbeddedServer
 
+from .load import WAITRESS_NOISE
+
 pytestmark = [pytest.mark.server, pytest.mark.unmeasured]
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +61,7 @@ def url(
     log = tmp_path_factory.mktemp("shop") / "log"
     with served([*SERVERS[name], f"{shop}:app"], mongodb_uri, log) as url:
         yield url
-    said = log.read_text()
+    said = re.sub(WAITRESS_NOISE, "", log.read_text())
     assert not re.search("warning|error|traceback", said, re.IGNORECASE), said
     assert said.count("Booting worker") == (2 if "gunicorn" in name else 0)
 
