@@ -46,7 +46,7 @@ Documents = Collection[dict[str, Any]]
 _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
-"""Seconds that `close` waits for a server, and for the end of a thread."""
+"""Seconds that `close` waits for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
 _SECRET = re.compile("password|mechanismprop")
@@ -349,13 +349,10 @@ def _check_client(client: object) -> None:
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
-    """Close a client, and wait but a moment for a server that is to forget the client's sessions.
-
-    The garbage collector may call this in the midst of any request, in any thread.
-    """
+    # No deadline: the garbage collector may call this while Python changes a context variable, and
+    # a change of another one in its midst loses variables of the thread, or ends the process.
     if os.getpid() == pid:
-        with pymongo.timeout(_MOMENT):
-            client.close()
+        client.close()
 
 
 # No secrets.
