@@ -75,7 +75,7 @@ class SessionCollection:
         self._client = client
         self._made: dict[int, Documents] = {}
         self._making: dict[int, Future[Documents]] = {}
-        self._endings: dict[int, Callable[[], object]] = {}
+        self._endings: dict[MongoClient[Any], Callable[[], object]] = {}
         self._is_direct = False
         self._indexes = indexes.InPassing()
 
@@ -164,8 +164,8 @@ class SessionCollection:
         """Close this process's own client; the next use makes another."""
         pid = os.getpid()
         self._making.pop(pid, None)
-        self._made.pop(pid, None)
-        self._endings.pop(pid, lambda: None)()
+        if (documents := self._made.pop(pid, None)) is not None:
+            self._end(documents)
         self._indexes.wait(_MOMENT)
 
     # The making of the client.
@@ -201,11 +201,11 @@ class SessionCollection:
             if self._making.get(pid) is making:
                 self._made[pid] = made
             else:  # The store was closed meanwhile.
-                made.database.client.close()
+                self._end(made)
             return made
 
         try:
-            connecting.begin(making, make, lambda late: late.database.client.close())
+            connecting.begin(making, make, self._end)
         except RuntimeError as error:  # There is no thread to be had.
             self._making.pop(pid, None)
             making.set_exception(error)
@@ -223,9 +223,12 @@ class SessionCollection:
             if not any(name in str(error) for name in connecting.OPTIONS):
                 raise
             client = MongoClient(**options)
-        pid = os.getpid()
-        self._endings[pid] = finalize(self, _close_in_its_process, client, pid)
+        self._endings[client] = finalize(self, _close_in_its_process, client, os.getpid())
         return client
+
+    def _end(self, documents: Documents) -> None:
+        """Close the client of a collection, once; a client that was passed in stays open."""
+        self._endings.pop(documents.database.client, lambda: None)()
 
     def _collection_of(self, client: MongoClient[Any]) -> Documents:
         self._is_direct = bool(client.options.direct_connection)

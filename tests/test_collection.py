@@ -424,6 +424,7 @@ def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
     late = making.result(LONGEST)
     with pytest.raises(InvalidOperation):
         late.find_one({})
+    assert collection._endings == {}
     assert collection.attempt(look) is None
 
 
