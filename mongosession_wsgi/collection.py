@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import Context
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import finalize
@@ -46,7 +47,7 @@ Documents = Collection[dict[str, Any]]
 _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
-"""Seconds that `close` waits for the end of a thread."""
+"""Seconds that `close` waits for a server, and for the end of a thread."""
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
 _SECRET = re.compile("password|mechanismprop")
@@ -352,9 +353,17 @@ def _check_client(client: object) -> None:
 
 
 def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
-    # No deadline: the garbage collector may call this while Python changes a context variable, and
-    # a change of another one in its midst loses variables of the thread, or ends the process.
+    """Close a client, and wait but a moment for a server that is to forget the client's sessions.
+
+    The garbage collector may call this while Python changes a context variable. Another change in
+    the same context would end the process, so this has a context of its own.
+    """
     if os.getpid() == pid:
+        Context().run(_close_in_a_moment, client)
+
+
+def _close_in_a_moment(client: MongoClient[Any]) -> None:
+    with pymongo.timeout(_MOMENT):
         client.close()
 
 

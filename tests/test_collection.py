@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ import dns.resolver
 import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
+from pymongo import MongoClient, _csot
 from pymongo.collection import Collection
 from pymongo.errors import (
     ConfigurationError,
@@ -99,7 +99,7 @@ def grow_old(collection: SessionCollection) -> None:
     time.sleep(0.01)
 
 
-def in_time(call: Callable[[], Any]) -> Any:
+def in_time(call: Callable[[], Any], seconds: float = LONGEST) -> Any:
     """Return the result of a call; raise `TimeoutError` if the call waits without an end."""
     result: Future[Any] = Future()
 
@@ -110,7 +110,7 @@ def in_time(call: Callable[[], Any]) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=copy_context().run, args=[run], daemon=True).start()
-    return result.result(LONGEST)
+    return result.result(seconds)
 
 
 def failure_of(call: Callable[[], Any]) -> StoreError:
@@ -151,55 +151,45 @@ def test_a_file_that_comes_later_is_read_by_the_next_request(made: Made, tmp_pat
     assert "nothing listens" in str(failure_of(lambda: collection.attempt(look)))
 
 
-@pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+@contextmanager
+def no_threads(of: str, within: str = "") -> Iterator[None]:
+    """Refuse to start threads of this name, as a system does that has no more.
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        yield patch
-
-
-def test_without_threads_there_is_an_error_and_with_them_it_works(
-    made: Made, no_threads: pytest.MonkeyPatch
-) -> None:
-    collection = made()
-    with pytest.raises(StoreError, match="can have no more threads") as caught:
-        collection.attempt(look)
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    no_threads.undo()
-    assert collection.attempt(look) is None
-
-
-def test_the_drivers_own_threads_may_be_what_is_missing(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    `within` names the threads that are refused theirs. Others go on: those of other clients.
+    """
     start = threading.Thread.start
 
-    def start_ours(self: threading.Thread) -> None:
-        if self.name.startswith("pymongo"):
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith(of) and threading.current_thread().name.startswith(within):
             raise RuntimeError("can't start new thread")
         start(self)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def test_without_threads_there_is_an_error_and_with_them_it_works(made: Made) -> None:
     collection = made()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start_ours)
+    with no_threads(of="mongosession"):
+        failure = failure_of(lambda: collection.attempt(look))
+    assert "can have no more threads" in str(failure)
+    assert isinstance(failure.__cause__, RuntimeError)
+    assert collection.attempt(look) is None
+
+
+def test_the_drivers_own_threads_may_be_what_is_missing(made: Made) -> None:
+    collection = made()
+    with no_threads(of="pymongo", within="mongosession connect"):
         assert "no more threads" in str(failure_of(lambda: collection.attempt(look)))
     assert collection.attempt(look) is None
 
 
-def test_a_connection_more_without_a_thread(made: Made, no_threads: pytest.MonkeyPatch) -> None:
-    no_threads.undo()
+def test_a_connection_more_without_a_thread(made: Made) -> None:
     collection = made(max_idle_time_ms=1)
     grow_old(collection)
-    with no_threads.context() as patch:
-        patch.setattr(threading.Thread, "start", _refuse)
+    with no_threads(of="mongosession"):
         assert collection.attempt(look) is None
-
-
-def _refuse(*_: object) -> None:
-    raise RuntimeError("can't start new thread")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), ValueError("x"), OSError("x")])
@@ -429,26 +419,42 @@ def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["by close", "as garbage"])
-def test_an_own_client_is_closed_once(
+def test_an_own_client_is_closed_once_and_its_server_not_waited_for(
     mongodb_uri: str, database: str, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
 ) -> None:
-    """Not a second time by the garbage collector, in the midst of whatever the driver does."""
-    closed: list[MongoClient[Any]] = []
+    """Garbage is collected in the midst of anything, also where a context variable is changed."""
+    waits: list[float | None] = []
+    changed = ContextVar("changed", default=False)
     close = MongoClient.close
     store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": database})
     own = store.client
 
-    def counted(client: MongoClient[Any]) -> None:
-        closed.append(client)  # Clients of other tests may be garbage by now, too.
+    def watched(client: MongoClient[Any]) -> None:
+        if client is own:  # Clients of other tests may be garbage by now, too.
+            waits.append(_csot.remaining())
+            changed.set(True)
         close(client)
 
-    monkeypatch.setattr(MongoClient, "close", counted)
+    monkeypatch.setattr(MongoClient, "close", watched)
     assert own.admin.command("ping")["ok"]
     if is_told:
         store.close()
     del store
     gc.collect()
-    assert [client for client in closed if client is own] == [own]
+    assert len(waits) == 1
+    assert 0 < (waits[0] or 0) <= 1
+    assert not changed.get()
+
+
+def test_a_silent_server_does_not_hold_up_the_close(
+    made: Made, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver alone would wait until it takes the server for lost, which are 20 seconds."""
+    collection = made(proxy.uri)
+    assert collection.attempt(look) is None
+    monkeypatch.setattr("mongosession_wsgi.collection._MOMENT", SOON / 1000)
+    proxy.silent()
+    in_time(collection.close, SOON / 100)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,15 @@ from mongosession_wsgi.testing.memory import MemoryStore
 
 from .conftest import Clock
 from .proxy import Proxy
-from .test_collection import LONGEST, Made, a_failure, made, proxy, with_users  # noqa: F401
+from .test_collection import (  # noqa: F401
+    LONGEST,
+    Made,
+    a_failure,
+    made,
+    no_threads,
+    proxy,
+    with_users,
+)
 
 TTL = INDEXES["expires_at"]
 LISTED = {"v": 2, "key": {"expires_at": 1}, "name": "some", **TTL}
@@ -380,15 +388,10 @@ def test_the_pause_grows_up_to_minutes() -> None:
 def test_without_a_thread_they_are_made_later(
     made: Made,  # noqa: F811
     stored: Collection[Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     collection = made()
     collection.documents.insert_one({"_id": "i" * 43})
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
+    with no_threads(of="mongosession"):
         assert passed(collection) is None
     collection._indexes._of_this_process().next_at = 0
     passed(collection)
