@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
-from contextvars import Context
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 import pymongo
 from bson.codec_options import CodecOptions
@@ -48,12 +50,15 @@ _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
 """Seconds that `close` waits for a server, and for the end of a thread."""
+_FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
 _SECRET = re.compile("password|mechanismprop")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
 _SHORTEST_PART = 4
 """The length from which a part of a password is hidden anywhere, and not in quotes alone."""
+_USED: WeakSet[SessionCollection] = WeakSet()
+"""The collections that have made a client, to be closed as Python ends."""
 
 
 class SessionCollection:
@@ -71,13 +76,16 @@ class SessionCollection:
                 "mongodb_session_db: missing; name the database that is to hold the sessions"
             )
         _check_client(client)
+        if client is None:
+            _check_options(settings.client_options)
         self._settings = settings
         self._database = settings.database
         self._client = client
         self._made: dict[int, Documents] = {}
         self._making: dict[int, Future[Documents]] = {}
-        self._endings: dict[MongoClient[Any], Callable[[], object]] = {}
+        self._endings: dict[MongoClient[Any], finalize[..., SessionCollection]] = {}
         self._is_direct = False
+        self._timeout = inf
         self._indexes = indexes.InPassing()
 
     @property
@@ -98,8 +106,8 @@ class SessionCollection:
     @property
     def timeout(self) -> float | None:
         """The seconds that one command may take; None for no limit."""
-        seconds: float | None = self.documents.database.client.options.timeout
-        return seconds or None
+        _ = self.documents
+        return None if self._timeout == inf else self._timeout
 
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a harmless-to-repeat command, and repeat it once if the connection broke.
@@ -107,8 +115,10 @@ class SessionCollection:
         The driver repeats writes too, but not on a standalone server. For `size` see `once`.
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
+        around = connecting.timeout_around()
+        is_longer = around is not None and not 0 < around <= self._timeout
         try:
-            if documents is None or self._is_direct:
+            if documents is None or self._is_direct or is_longer:
                 return self.once(command, size)
             return _run(documents, command, size)
         except StoreError as error:
@@ -129,6 +139,20 @@ class SessionCollection:
             if self._is_direct:
                 _demand_the_primary(documents)
             return _run(documents, command, size)
+
+    def each(self, cursor: Iterable[T]) -> Iterator[T]:
+        """Iterate over what a cursor finds; each step takes the time of a command at most.
+
+        A cursor that is left early is closed by a thread of the driver, and not here: the garbage
+        collector may end this generator while this thread holds the locks of the driver.
+        """
+        found, end = iter(cursor), object()
+        while True:
+            with explaining(), self.deadline(monotonic()):
+                one = next(found, end)
+            if one is end:
+                return
+            yield one  # type: ignore[misc]
 
     def deadline(self, begun: float) -> AbstractContextManager[None]:
         """Give the commands within the time of a single command, which has begun at `begun`.
@@ -224,15 +248,21 @@ class SessionCollection:
             if not any(name in str(error) for name in connecting.OPTIONS):
                 raise
             client = MongoClient(**options)
-        self._endings[client] = finalize(self, _close_in_its_process, client, os.getpid())
+        self._endings[client] = ending = finalize(self, _close_garbage, client, os.getpid())
+        ending.atexit = False
+        _USED.add(self)
         return client
 
     def _end(self, documents: Documents) -> None:
         """Close the client of a collection, once; a client that was passed in stays open."""
-        self._endings.pop(documents.database.client, lambda: None)()
+        client = documents.database.client
+        ending = self._endings.pop(client, None)
+        if ending is not None and ending.detach():
+            _close(client)
 
     def _collection_of(self, client: MongoClient[Any]) -> Documents:
         self._is_direct = bool(client.options.direct_connection)
+        self._timeout = client.options.timeout or inf
         return client.get_database(self._database).get_collection(
             self._settings.collection,
             codec_options=document.CODEC,
@@ -317,7 +347,7 @@ def insert(documents: Documents, new: RawBSONDocument) -> bool:
 def _run(documents: Documents, command: Callable[[Documents], T], size: int) -> T:
     try:
         return command(documents)
-    except RAISED_BY_THE_DRIVER as error:
+    except (*RAISED_BY_THE_DRIVER, DocumentTooLarge) as error:
         if _is_too_large(error, size):
             raise document.too_large("The session with what this request sets") from error
         raise failure_of(error) from error
@@ -342,6 +372,20 @@ def _demand_the_primary(documents: Documents) -> None:
             raise NotPrimaryError("the member that mongodb_host names is not primary")
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Have the driver say which settings do not go together, without a connection.
+
+    A URI, and a file of certificates, may be another's to write, and fail at first use.
+    """
+    if any("://" in host for host in hosts_of(options)) or not _FILES.isdisjoint(options):
+        return
+    try:
+        MongoClient(**{**options, "connect": False}).close()
+    except (ConfigurationError, ValueError, TypeError) as error:
+        words = _without_secrets(str(error), options)
+        raise SettingsError(f"The mongodb_* settings do not go together: {words}") from None
+
+
 def _check_client(client: object) -> None:
     """Refuse an asynchronous client, whose writes nobody would wait for, and what is no client."""
     if client is None:
@@ -352,19 +396,27 @@ def _check_client(client: object) -> None:
         raise TypeError(f"client: must be a MongoClient, not {type(client).__name__}")
 
 
-def _close_in_its_process(client: MongoClient[Any], pid: int) -> None:
-    """Close a client, and wait but a moment for a server that is to forget the client's sessions.
-
-    The garbage collector may call this while Python changes a context variable. Another change in
-    the same context would end the process, so this has a context of its own.
-    """
-    if os.getpid() == pid:
-        Context().run(_close_in_a_moment, client)
-
-
-def _close_in_a_moment(client: MongoClient[Any]) -> None:
+def _close(client: MongoClient[Any]) -> None:
+    """Close a client; a server that is to forget its sessions is waited for but a moment."""
     with pymongo.timeout(_MOMENT):
         client.close()
+
+
+def _close_garbage(client: MongoClient[Any], pid: int) -> None:
+    """Close the client of a store that nobody has closed, in a thread of its own.
+
+    The garbage collector calls this in the midst of anything, also while the driver holds locks
+    that the close needs, or while Python changes a context variable. `threading` has locks, too.
+    """
+    if os.getpid() == pid:
+        with suppress(RuntimeError):  # No thread is to be had.
+            _thread.start_new_thread(_close, (client,))
+
+
+@atexit.register
+def _close_all() -> None:
+    for collection in tuple(_USED):
+        collection.close()
 
 
 # No secrets.

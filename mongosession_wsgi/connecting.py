@@ -26,11 +26,21 @@ except ImportError:  # Neither is public. Without them, look-ups take the time t
         """Return the seconds that are left to the command of this thread; None for no limit."""
         return None
 
+    def timeout_around() -> float | None:
+        """Return the seconds of the `pymongo.timeout` around the call, as if it had no limit."""
+        return 0
+
 else:
 
     def remaining() -> float | None:
         """Return the seconds that are left to the command of this thread; None for no limit."""
         return _csot.remaining()
+
+    timeout_around = _csot.TIMEOUT.get
+    """Return the seconds of the `pymongo.timeout` around the call, 0 for no limit, or None.
+
+    Where there is one, the driver forgets the client's own.
+    """
 
     class _PatientPool(Pool):
         """A pool whose new connections are waited for in time, and no longer."""

@@ -38,8 +38,8 @@ _REFUSED = (
     "The indexes of the sessions could not be made, so expired ones pile up and the sessions of an "
     "owner are found slowly; sessions work. %s. MongoDB says: %s"
 )
-_LONGEST_BUILD = 3600
-"""Seconds that the index of a large collection may take."""
+_NO_LIMIT = 0
+"""The index of a large collection may take an hour. To find a server has a limit of its own."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 
 
@@ -195,13 +195,13 @@ def _make(documents: Collection[Any], field: str, listed: Iterable[Listed]) -> N
 
 
 def _create(documents: Collection[Any], field: str, options: dict[str, Any]) -> None:
-    with explaining(), pymongo.timeout(_LONGEST_BUILD):
+    with explaining(), pymongo.timeout(_NO_LIMIT):
         documents.create_index(field, **options)
 
 
 def _make_over_all_documents(documents: Collection[Any], refusal: BaseException | None) -> None:
     """Make a TTL index over all documents, for a server without partial ones, if all are ours."""
-    with explaining(), pymongo.timeout(_LONGEST_BUILD):
+    with explaining(), pymongo.timeout(_NO_LIMIT):
         other = documents.find_one({"$nor": [OURS]}, ["_id"])
     if other is not None:
         raise StoreError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from secrets import token_urlsafe
 from time import monotonic, sleep
@@ -43,6 +43,8 @@ Move: TypeAlias = "Callable[[Life, Visit], Step]"
 
 _MOST_LOOKS = 4
 """The looks of one commit: each but the first follows a change by somebody else."""
+_AHEAD = timedelta(seconds=2)
+"""The time by which the clocks of machines may differ."""
 _WAITS = (0.01, 0.02, 0.04, 0.08, 0.15)
 """The seconds between looks for a login under way in another request."""
 
@@ -102,7 +104,7 @@ class Life:
 
     def write_unseen(self, visit: Visit) -> Step:
         """Write the difference without a look at the session, and move the expiry."""
-        changes, now = visit.draft.difference(), self._clock()
+        begun, changes, now = monotonic(), visit.draft.difference(), self._clock()
         if changes is UNCHANGED and visit.remember is None:
             return Step(Outcome.KEPT, NOT_LOOKED)
         if changes is UNCHANGED:  # The session may be of another kind than its token says.
@@ -115,7 +117,8 @@ class Life:
         change = document.update_of(changes, moments, {}, seal)
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED, NOT_LOOKED, changes)
-        return Step(Outcome.LOOK, self.look(visit))
+        with self._sessions.deadline(begun):
+            return Step(Outcome.LOOK, self.look(visit))
 
     def write(self, visit: Visit) -> Step:
         """Write the difference, and move the expiry when that is due. There is no upsert."""
@@ -290,21 +293,32 @@ class Life:
         contents = draft.contents()
         seal = _new_seal(token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
+        begun = monotonic()
         is_new = self._sessions.attempt(lambda them: insert(them, stored), len(stored.raw))
         self._sessions.ensure_indexes_in_passing()
         if not is_new:
-            found = self._found(record.id)
-            if found is None:
-                raise StoreError(
-                    "MongoDB refused a session as a duplicate, though its id is new; look for a "
-                    "unique index on the collection that is not ours, and drop it"
-                )
-            if type(found) is Mark:  # Ended by somebody before the insert.
-                return Step(Outcome.ENDED, NOTHING)
+            with self._sessions.deadline(begun):
+                if not self._is_stored(record):
+                    return Step(Outcome.ENDED, NOTHING)
         self._say_new(visit, record)
-        if self._limit is not None and not self._is_within(self._limit, record, visit.times):
-            return Step(Outcome.ENDED, NOTHING)
+        if self._limit is not None:
+            with self._sessions.deadline(begun):
+                if not self._is_within(self._limit, record, visit.times):
+                    return Step(Outcome.ENDED, NOTHING)
         return Step(Outcome.CREATED, record, contents, draft)
+
+    def _is_stored(self, record: Record) -> bool:
+        """Say whether a session is stored whose insert found its id taken.
+
+        So it is if an answer was lost. If not, somebody has ended the session before the insert.
+        """
+        found = self._found(record.id)
+        if found is None:
+            raise StoreError(
+                "MongoDB refused a session as a duplicate, though its id is new; look for a "
+                "unique index on the collection that is not ours, and drop it"
+            )
+        return type(found) is Record
 
     def _begun(self, visit: Visit, token: Token, predecessor: Record | None) -> Record:
         """Return the record of a new session, before the insert."""
@@ -419,17 +433,19 @@ class Life:
     def moved(self, ids: Sequence[str]) -> list[str]:
         """Return the ids with a session under them, or with a mark of a moved session."""
         among = {"_id": {"$in": ids}}
-        found = self._sessions.attempt(lambda them: list(them.find(among, {"data": 0})))
-        known = map(document.outline, found)
-        return [one.id for one in known if one and getattr(one, "successor", one)]
+        return [one.id for one in self._outlines(among) if getattr(one, "successor", one)]
 
     def of_owner(self, owner: str) -> Iterator[Record | Mark]:
         """Return the sessions of an owner, without data, and the marks of moved sessions."""
         now = self._clock()
         theirs = {"owner": owner, "expires_at": {"$gt": now}} | document.OURS
-        found = self._sessions.attempt(lambda them: list(them.find(theirs, {"data": 0})))
-        known = map(document.outline, found)
-        return (one for one in known if one is not None)
+        return self._outlines(theirs)
+
+    def _outlines(self, conditions: dict[str, Any]) -> Iterator[Record | Mark]:
+        """Return the sessions and marks that match, without data."""
+        each = self._sessions.each
+        found = self._sessions.attempt(lambda them: list(each(them.find(conditions, {"data": 0}))))
+        return (one for one in map(document.outline, found) if one is not None)
 
     def _end_one(self, id: str, sign: str) -> bool | Mark:
         """End the live session of an id; else return the mark there, with the end noted on it.
@@ -473,13 +489,15 @@ class Life:
         """End an owner's oldest logins beyond the limit; say whether `record` lives on.
 
         Each login counts after its insert, so the last of several at once counts all of them. Each
-        rotation counts too, because its session was for a moment stored nowhere.
+        rotation counts too, because its session was for a moment stored nowhere. A login in the
+        future was before the clock was set back, or on a machine whose clock is ahead.
         """
         if record.owner is None:
             return True
         now, found = self._clock(), self.of_owner(record.owner)
         logins = [one for one in found if type(one) is Record and times.end_of(one) > now]
-        logins.sort(key=lambda one: (one.created_at, one.id), reverse=True)
+        end = now + _AHEAD
+        logins.sort(key=lambda one: (one.created_at <= end, one.created_at, one.id), reverse=True)
         excess = [one.id for one in logins[limit:]]
         count = self.end_all(excess)
         if count:

@@ -156,6 +156,12 @@ class MongoStore:
         """
         return self._listed(None if owner is None else _checked("owner", owner))
 
+    def find(self, conditions: dict[str, Any], **options: Any) -> Iterator[RawBSONDocument]:
+        """Iterate over the documents that match, undecoded; `options` are those of the driver."""
+        with explaining():
+            found = self.collection.find(conditions, **options)
+        return self._sessions.each(found)
+
     def revoke(self, id: str) -> int:
         """End the session of a public id; return the number of live sessions ended, 0 or 1.
 
@@ -228,13 +234,12 @@ class MongoStore:
         # A sort in the server's memory has a limit, unless the disk helps; one owner needs no help.
         sort: dict[str, Any] = {"sort": [("seen_at", -1)], "allow_disk_use": owner is None or None}
         times = self._times()
-        with explaining(), self.collection.find(live, **sort) as found:
-            for raw in found:
-                record = document.decode(bytes(raw.raw))
-                if isinstance(record, Record):
-                    end = times.end_of(record)
-                    if end > now:
-                        yield _info(record._replace(expires_at=end), len(raw.raw))
+        for raw in self.find(live, **sort):
+            record = document.decode(bytes(raw.raw))
+            if isinstance(record, Record):
+                end = times.end_of(record)
+                if end > now:
+                    yield _info(record._replace(expires_at=end), len(raw.raw))
 
     def _revoke_all(self, owner: str, keep: str | None) -> int:
         """End the sessions found, and then the sessions moved in the meantime."""

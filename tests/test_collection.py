@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ import dns.resolver
 import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient, _csot
+from pymongo import MongoClient, _csot, monitoring
 from pymongo.collection import Collection
 from pymongo.errors import (
     ConfigurationError,
@@ -119,12 +120,124 @@ def failure_of(call: Callable[[], Any]) -> StoreError:
     return caught.value
 
 
+@pytest.mark.parametrize("seconds", [60, 0], ids=["longer", "without a limit"])
+def test_a_timeout_of_the_application_lifts_no_limit_of_ours(
+    made: Made, proxy: Proxy, seconds: float
+) -> None:
+    """The driver forgets its own limit within any `pymongo.timeout`."""
+    collection = made(proxy.uri, timeout_ms=SOON)
+    assert collection.attempt(look) is None
+    collection._is_direct = False  # As for most deployments; a look at the member has a limit.
+    proxy.silent()
+    with pymongo.timeout(seconds):
+        assert "in time" in str(failure_of(lambda: collection.attempt(look)))
+
+
+@pytest.mark.parametrize("kind", ["a login beyond the limit", "a key for a dead session"])
+def test_the_commands_of_a_commit_share_the_time_of_one(
+    database: str, proxy: Proxy, kind: str
+) -> None:
+    limits: list[int] = []
+
+    class Listener(monitoring.CommandListener):
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            limits.append(event.command.get("maxTimeMS", 0))
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    settings = {"mongodb_session_db": database, "session_limit": 1}
+    with MongoClient[Any](proxy.uri, timeoutMS=5000, event_listeners=[Listener()]) as client:
+        store = MongoStore(settings, client=client)
+        store.ensure_indexes()
+        dead = kind == "a key for a dead session"
+        session = store.open("A" * 43 if dead else None)
+        if dead:
+            session["a"] = 1
+        else:
+            session.login("alice")
+        limits.clear()
+        proxy.delay(0.2)
+        store.flush(session)
+    assert len(limits) > 1
+    assert all(limit <= 5000 - 200 * before for before, limit in enumerate(limits)), limits
+
+
+@pytest.fixture
+def long_list(made: Made, proxy: Proxy) -> SessionCollection:
+    """A collection with more documents than a first batch holds."""
+    collection = made(proxy.uri, timeout_ms=SOON)
+    collection.documents.insert_many([{"n": n} for n in range(300)])
+    return collection
+
+
+def test_a_list_may_be_left_while_the_server_is_silent(
+    long_list: SessionCollection, proxy: Proxy
+) -> None:
+    """To close a cursor is a command, and the driver sets that one no limit."""
+    found = long_list.each(long_list.documents.find({}))
+    assert next(found)["n"] == 0
+    proxy.silent()
+    in_time(found.close, SOON / 100)  # type: ignore[attr-defined]
+
+
+def test_a_list_that_is_forgotten_sends_nothing_by_the_garbage_collector(
+    long_list: SessionCollection,
+) -> None:
+    """There, the driver would wait for ever for the locks that this thread holds."""
+    client = long_list.documents.database.client
+    found = long_list.each(long_list.documents.find({}))
+    next(found)
+    around: list[Any] = [found]
+    around.append(around)
+    del found, around
+
+    def collect() -> None:
+        with client._topology._lock:
+            gc.collect()
+
+    in_time(collect)
+
+
+def test_a_list_whose_server_falls_silent_fails_in_time(
+    long_list: SessionCollection, proxy: Proxy
+) -> None:
+    found = long_list.each(long_list.documents.find({}))
+    next(found)
+    proxy.silent()
+    with pytest.raises(StoreError, match="in time"):
+        in_time(lambda: list(found), SOON / 100)
+
+
 # Failures while connecting.
 
 
 def test_a_database_must_be_named() -> None:
     with pytest.raises(SettingsError, match="mongodb_session_db: missing"):
         SessionCollection(Settings.parse({}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"heartbeat_frequency_ms": 100}, "heartbeatFrequencyMS"),
+        ({"min_pool_size": 200}, "minPoolSize"),
+        ({"username": "shop", "password": ""}, "password is required"),
+        ({"max_staleness_seconds": 90}, "maxStalenessSeconds"),
+        ({"host": ["a", "b"], "direct_connection": True}, "directConnection"),
+        ({"auth_mechanism": "MONGODB-AWS", "username": "u", "password": "hunter2",
+          "auth_mechanism_properties": "AWS_SESSION_TOKEN:hunter3", "ssl": True, "tls": False},
+         "ssl and tls"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_fail_at_once(
+    settings: dict[str, Any], words: str
+) -> None:
+    named = {f"mongodb_{name}": value for name, value in settings.items()}
+    with pytest.raises(SettingsError, match=f"do not go together: .*{words}") as caught:
+        MongoStore({"mongodb_session_db": "shop"} | named)
+    assert "hunter" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("option", ["tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"])
@@ -422,17 +535,17 @@ def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
 def test_an_own_client_is_closed_once_and_its_server_not_waited_for(
     mongodb_uri: str, database: str, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
 ) -> None:
-    """Garbage is collected in the midst of anything, also where a context variable is changed."""
+    """Garbage is collected in the midst of anything: so not in the thread that collects it."""
     waits: list[float | None] = []
-    changed = ContextVar("changed", default=False)
+    threads: list[threading.Thread] = []
     close = MongoClient.close
     store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": database})
     own = store.client
 
     def watched(client: MongoClient[Any]) -> None:
         if client is own:  # Clients of other tests may be garbage by now, too.
+            threads.append(threading.current_thread())
             waits.append(_csot.remaining())
-            changed.set(True)
         close(client)
 
     monkeypatch.setattr(MongoClient, "close", watched)
@@ -441,9 +554,38 @@ def test_an_own_client_is_closed_once_and_its_server_not_waited_for(
         store.close()
     del store
     gc.collect()
+    wait_until(lambda: bool(waits))
     assert len(waits) == 1
     assert 0 < (waits[0] or 0) <= 1
-    assert not changed.get()
+    assert (threads == [threading.current_thread()]) is is_told
+
+
+def test_garbage_is_collected_while_the_driver_holds_its_locks(
+    mongodb_uri: str, database: str
+) -> None:
+    """The collector may come in a thread of the client that it closes."""
+    store = MongoStore({"mongodb_host": mongodb_uri, "mongodb_session_db": database})
+    client, stores = store.client, [store]
+    del store
+
+    def collect() -> None:
+        with client._topology._lock:
+            stores.clear()
+            gc.collect()
+
+    in_time(collect)
+    wait_until(lambda: client._closed)
+
+
+def test_a_program_that_closes_nothing_ends_without_a_word(mongodb_uri: str, database: str) -> None:
+    program = f"""
+from mongosession_wsgi import MongoStore
+store = MongoStore({{"mongodb_host": {mongodb_uri!r}, "mongodb_session_db": {database!r}}})
+store.create({{"a": 1}})
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_a_silent_server_does_not_hold_up_the_close(

@@ -324,6 +324,25 @@ def test_a_session_of_more_than_16_mib_is_refused_at_the_commit(
         store.create({"a": bytes(MAX_SIZE // 2), "b": bytes(MAX_SIZE // 2)})
 
 
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize(
+    "new", [{"a": bytes(9 * 2**20), "b": bytes(9 * 2**20)}, {"k" * 17 * 2**20: 1}], ids=[2, 1]
+)
+def test_a_change_of_more_than_16_mib_is_refused_by_the_driver(
+    store: MongoStore, stored: Collection[Any], new: dict[str, Any], *, looks: bool
+) -> None:
+    session = store.open(store.create({"n": 1}).token)
+    assert not looks or session["n"] == 1
+
+    def change() -> None:
+        session.update(new)
+        store.flush(session)
+
+    with pytest.raises(SessionDataError, match="16 MiB"):
+        change()
+    assert stored.find_one()["data"] == {"n": 1}
+
+
 def test_a_login_that_would_make_a_session_too_large_leaves_it(
     store: MongoStore, stored: Collection[Any]
 ) -> None:
@@ -344,6 +363,14 @@ def test_just_under_16_mib_is_held(store: MongoStore) -> None:
 
 
 # The mapping.
+
+
+def test_the_newest_key_is_popped_first(store: MongoStore) -> None:
+    session = store.open(store.create({"a": 1, "b": 2}).token)
+    session["c"] = 3
+    assert [session.popitem() for _ in range(3)] == [("c", 3), ("b", 2), ("a", 1)]
+    with pytest.raises(KeyError, match="empty"):
+        session.popitem()
 
 
 def test_a_session_is_a_complete_mapping(store: MongoStore) -> None:

@@ -28,6 +28,7 @@ from .test_collection import (  # noqa: F401
     LONGEST,
     Made,
     a_failure,
+    failure_of,
     made,
     no_threads,
     proxy,
@@ -243,8 +244,23 @@ def test_an_index_may_take_longer_than_a_visitor_waits(
         client.admin.command("ping")
         MongoStore(settings, client=client).ensure_indexes()
     assert limits["listIndexes"] <= 5000
-    assert limits["createIndexes"] > 60_000
+    assert limits["createIndexes"] == 0
     assert on(stored).keys() == {"_id", *INDEXES}
+
+
+def test_a_server_that_goes_down_is_not_waited_for_as_long_as_an_index(
+    made: Made,  # noqa: F811
+    proxy: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collection = made(proxy.uri, server_selection_timeout_ms=500)
+
+    def goes_down(_: Any) -> list[Any]:
+        proxy.refuse()
+        return []
+
+    monkeypatch.setattr(indexes, "_listed", goes_down)
+    assert "nothing listens" in str(failure_of(collection.ensure_indexes))
 
 
 # When they are made.

@@ -70,6 +70,18 @@ def test_a_login_again_counts_once(scene: Scene) -> None:
     assert devices(scene) == [1, 3]
 
 
+@pytest.mark.parametrize("back", [5, 20, 86400])
+def test_a_login_after_the_clock_was_set_back_counts_as_the_newest(scene: Scene, back: int) -> None:
+    """So does one on a machine whose clock is behind that of others."""
+    for device in range(3):
+        logged_in(scene, device)
+    scene.clock.advance(seconds=-back)
+    for device in range(3, 6):
+        token = logged_in(scene, device)
+        assert scene.store.retrieve(token) is not None
+    assert devices(scene) == [4, 5]
+
+
 def test_others_are_left_alone(scene: Scene) -> None:
     for owner in ("alice", "bob", None):
         for device in range(3):

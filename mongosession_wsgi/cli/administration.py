@@ -156,7 +156,7 @@ class Administration:
         """Iterate over the selected live sessions, in no order; or the `newest` by their use."""
         conditions = self._live(selection, self._clock())
         try:
-            with explaining(), closing(self._outlines(conditions, newest)) as outlines:
+            with closing(self._outlines(conditions, newest)) as outlines:
                 for raw in outlines:
                     summary = _summary(raw, self._times)
                     if summary is not None:
@@ -170,11 +170,12 @@ class Administration:
     def session(self, id: str) -> Summary | None:
         """Return the live session of this public id without its data, or None."""
         conditions = self._live_one(id)
-        with explaining(), closing(self._outlines(conditions)) as outlines:
+        with closing(self._outlines(conditions)) as outlines:
             raw = next(outlines, None)
-            found = None if raw is None else _summary(raw, self._times)
-            if found is None or found.size is not None:
-                return found
+        found = None if raw is None else _summary(raw, self._times)
+        if found is None or found.size is not None:
+            return found
+        with explaining():
             whole = self.store.collection.find_one(conditions)
         return None if whole is None else found._replace(size=len(whole.raw))
 
@@ -298,22 +299,21 @@ class Administration:
         self, conditions: dict[str, Any], newest: int = 0
     ) -> Generator[RawBSONDocument, None, None]:
         """Yield matching documents without data; without sizes, too, if the server tells none."""
-        find = self.store.collection.find
+        options: dict[str, Any] = {"batch_size": _READ_AT_A_TIME}
+        if newest:
+            options |= {"sort": [("seen_at", -1)], "limit": newest}
         for projection in (_OUTLINE | SIZED, _OUTLINE):
-            found = find(conditions, projection, batch_size=_READ_AT_A_TIME)
-            if newest:
-                found = found.sort("seen_at", -1).limit(newest)
-            with found:
-                try:
-                    first = next(found, None)
-                except OperationFailure as error:
-                    if projection is _OUTLINE or not _is_lack(error):
-                        raise
-                    continue
-                if first is not None:
-                    yield first
-                    yield from found
-                return
+            found = self.store.find(conditions, projection=projection, **options)
+            try:
+                first = next(found, None)
+            except StoreError as error:
+                if projection is _OUTLINE or not _is_lack(error.__cause__):
+                    raise
+                continue
+            if first is not None:
+                yield first
+                yield from found
+            return
 
     def _counted_here(self, now: datetime) -> Statistics:
         """Count the sessions in this process, for a server that can't count them by kind."""
@@ -338,10 +338,9 @@ class Administration:
             return self.store.collection.count_documents(conditions)
 
     def _ids(self, conditions: dict[str, Any]) -> Generator[Any, None, None]:
-        find = self.store.collection.find
-        with explaining(), find(conditions, ["_id"], batch_size=_READ_AT_A_TIME) as found:
-            for raw in found:
-                yield raw["_id"]
+        found = self.store.find(conditions, projection=["_id"], batch_size=_READ_AT_A_TIME)
+        for raw in found:
+            yield raw["_id"]
 
     def _moving(self, owner: str | None, begun: datetime) -> list[str]:
         """Return the ids of marks whose sessions go on under an unknown id.
@@ -351,8 +350,8 @@ class Administration:
         marks = MOVED | {"owner": {"$exists": True}, "expires_at": {"$gt": begun}}
         if owner is not None:
             marks["owner"] = owner
-        with explaining(), self.store.collection.find(marks, ["successor"]) as found:
-            successors = {raw["_id"]: raw.get("successor") for raw in found}
+        found = self.store.find(marks, projection=["successor"])
+        successors = {raw["_id"]: raw.get("successor") for raw in found}
         return [id_ for id_, successor in successors.items() if successor not in successors]
 
     def _over_and_over(

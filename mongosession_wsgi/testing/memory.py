@@ -74,15 +74,6 @@ class Client:
             return act()
 
 
-class _Found(list[Any]):
-    """The documents of a cursor, all at once."""
-
-    def __enter__(self) -> _Found:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 class Collection:
     """Keep the documents of a client's sessions, and change them by atomic commands."""
 
@@ -101,7 +92,7 @@ class Collection:
 
     def create_index(self, _: str, **__: Any) -> None: ...
 
-    def find(self, filter: Document, _: Any = None, *, sort: Any = (), **__: Any) -> _Found:
+    def find(self, filter: Document, _: Any = None, *, sort: Any = (), **__: Any) -> list[Any]:
         def act() -> list[bytes]:
             found = self._matching(filter)
             for field, direction in reversed(sort):
@@ -109,7 +100,7 @@ class Collection:
             return [self.database.documents[document["_id"]] for document in found]
 
         raw = self.database.run("find", filter, act)
-        return _Found(bson.decode(one, self.codec_options) for one in raw)
+        return [bson.decode(one, self.codec_options) for one in raw]
 
     def count_documents(self, filter: Document) -> int:
         return self.database.run("count", filter, lambda: len(self._matching(filter)))
