@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from weakref import ref
 
 from flask import Flask, Response, request
@@ -14,14 +17,13 @@ from flask.signals import got_request_exception
 from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
-from .document import Record
 from .errors import SettingsError, StoreError
-from .exchange import RETRY_AFTER, Exchange, beside
+from .exchange import RETRY_AFTER, Exchange, beside, is_handshake
 from .session import visit_of
 from .settings import LONGEST_COOKIE, Settings, span
 from .store import MongoStore, Store
 from .times import Times
-from .visit import NOTHING, Failure, NotLooked, Outcome, State, Visit
+from .visit import NOTHING, Failure, Nothing, Outcome, State, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -107,26 +109,31 @@ class FlaskExchanges:
         flasks |= {_HOOKS[name]: hook(app) for name, hook in self._hooks.items()}
         if flasks["session_name"] == app.default_config["SESSION_COOKIE_NAME"]:
             del flasks["session_name"]  # Flask's default says nothing.
-        for key in ("session_secure", "session_domain"):
-            flasks[key] = flasks[key] or None
+        flasks["session_secure"] = flasks["session_secure"] or None
+        # As Werkzeug writes them: a domain without a port, a path without other letters.
+        flasks["session_domain"] = re.sub(r":\d+$", "", flasks["session_domain"] or "")
+        path = quote(flasks["session_path"] or "/", safe="%!$&'()*+,/:=@")
+        flasks["session_path"] = path if path.startswith("/") else "/"  # As browsers take it.
         # Only the cookie of a permanent session outlives the browser.
         return CookiePolicy(replace(Settings.parse(flasks | self._given), max_age=None))
 
     def _times_of(self, lifetime: Any) -> Times:
         settings = self._settings
+        if isinstance(lifetime, timedelta):
+            lifetime = min(lifetime, LONGEST_COOKIE)
         try:
             flasks = settings.idle if lifetime is None else min(span(lifetime), LONGEST_COOKIE)
         except ValueError as error:
             raise SettingsError(f"PERMANENT_SESSION_LIFETIME: must be {error}") from None
         idle = settings.max_age or flasks
-        says = self._given.get("session_remember") or settings.remember != Settings().remember
+        says = "remember" in settings.said or settings.remember != Settings().remember
         return Times(idle, settings.remember if says else idle, settings.lifetime)
 
 
 class FlaskExchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
-    __slots__ = ("_changes_kind", "_of", "_says_unseen")
+    __slots__ = ("_of",)
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
@@ -139,11 +146,10 @@ class FlaskExchange(Exchange):
             visit.times = self._of.times()
             if visit.kind is None and visit.draft.data.get("_permanent"):
                 visit.idle_as(True)  # Version 1 stored permanent sessions without a kind.
-            self._changes_kind = visit.changes_times
-            self._says_unseen = visit.remember is not None and type(visit.known) is NotLooked
         super().commit(status)
         # A change moves the expiry, also where the stored session was not due for a renewal.
-        if self._set_cookie is None and visit.changed and visit.state is State.OPEN:
+        is_live = visit.state is State.OPEN and type(visit.known) is not Nothing
+        if self._set_cookie is None and visit.changed and is_live:
             self._set_cookie = self.cookie_after(Outcome.RENEWED)
 
     def cookie_after(self, outcome: Outcome) -> str | None:
@@ -151,16 +157,14 @@ class FlaskExchange(Exchange):
         visit, of = self.visit, self._of
         if outcome is Outcome.RENEWED:
             # The write was acknowledged, which proves the token to be still good.
-            # A write without a look fails for another kind of session, and a look follows.
-            is_other = self._says_unseen and type(visit.known) is Record
-            if visit.kind is not True and not self._changes_kind and not is_other:
+            if visit.kind is not True and not visit.changed_kind:
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)
         if outcome is Outcome.CREATED and not of.should_set_cookie(session):
             return None
         self._cookies = of.cookies()
-        self.cookie = self._cookies.cookie_for(self._environ)
+        self.cookie = self._cookies.cookie_for(request.environ)
         return super().cookie_after(outcome)
 
     def add_headers(self, response: Response) -> None:
@@ -175,10 +179,7 @@ class FlaskExchange(Exchange):
 
     def is_taken_over(self, status: str) -> bool:
         """Say whether the view has talked on a WebSocket: then no header of ours goes out."""
-        environ = self._environ
-        if "HTTP_UPGRADE" not in environ:
-            return False
-        return status.startswith("2") and bool(environ["HTTP_UPGRADE"].lower() == "websocket")
+        return status.startswith("2") and is_handshake(request.environ)
 
 
 def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:

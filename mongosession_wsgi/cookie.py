@@ -29,7 +29,7 @@ _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")
 _HOST = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::\d*)?")
 _PAGE = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#]*)", re.I)
 _OF_A_PROXY = re.compile(
-    r"""HTTP_(?:X_)?(?:
+    r"""\b(?!HTTP_PROXY\b)HTTP_(?:X_)?(?:
     FORWARDED | ORIGINAL_ | REAL_ | REMOTE_ | CLUSTER_ | TRUE_CLIENT | CLIENT_IP\b | CLIENT_CERT
     | CLIENT_(?:PORT|PROTO|SCHEME)\b | SCRIPT_NAME\b | REWRITE_URL\b | EARLY_DATA\b
     | VIA\b | PROXY | PROXIED | WL_PROXY | TLS_ | SSL(?:_|\b) | (?:URL_)?SCHEME\b | PROTO\b
@@ -44,7 +44,8 @@ _OF_A_PROXY = re.compile(
 )
 """The request headers of proxies, load balancers and CDNs.
 
-`X-Request-ID` and the headers of tracing are missing, because clients send them too.
+`X-Request-ID` and the headers of tracing are missing, because clients send them too; `HTTP_PROXY`
+because it comes from the shell, whose variables wsgiref puts into the environ.
 """
 _PERSISTS = re.compile("keep-alive|upgrade", re.I)
 """The Connection header of every browser over HTTP/1.1; proxies do not pass it on."""
@@ -172,16 +173,16 @@ class CookiePolicy:
             return self._development
         return self._public
 
-    def issue(self, cookie: Cookie, token: str, environ: WSGIEnvironment) -> str:
-        """Return the Set-Cookie header that hands `token` to the browser of the request.
+    def issue(self, cookie: Cookie, token: str, scheme: str, host: str | None) -> str:
+        """Return the Set-Cookie header that hands `token` to the browser of a request.
 
         Logs the first cookie without Secure if the choice was automatic, and the first Secure
         cookie for a request by plain HTTP: the browser may never send this cookie back.
         """
         if not cookie.secure and self._public is not self._development:
             self._not_secure.log()
-        elif cookie.secure and environ["wsgi.url_scheme"] != "https":
-            self._secure_over_http.log(environ.get("HTTP_HOST") or environ.get("SERVER_NAME"))
+        elif cookie.secure and scheme != "https":
+            self._secure_over_http.log(host)
         return cookie.issue(token)
 
 

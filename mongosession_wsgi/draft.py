@@ -81,7 +81,9 @@ class Draft:
         """Return all of the data, with the sealed values opened."""
         if self._sealed is not None:
             sealed, self._sealed = self._sealed, None
-            self._take(sealed, sealed)
+            opened = self._take(sealed, sealed)
+            if self.data is not self._stored:
+                self.data = opened | self.data
         return self.data
 
     def set(self, key: str, value: Any) -> None:
@@ -201,16 +203,16 @@ class Draft:
         if sealed is not None and key not in self.data and isinstance(key, str):
             name = sealed.seal.name(key)
             if name in sealed:
-                self._take(sealed, {name: sealed.pop(name)})
+                for opened, value in self._take(sealed, {name: sealed.pop(name)}).items():
+                    self.data.setdefault(opened, value)
 
-    def _take(self, sealed: SealedData, values: dict[str, bytes]) -> None:
-        """Open values, as they are stored and as they are now."""
+    def _take(self, sealed: SealedData, values: dict[str, bytes]) -> dict[str, Any]:
+        """Open stored values; return those that are not left behind."""
         opened = sealed.open(values)
-        if self.data is not self._stored:
-            self.data = opened | self.data
-        self._stored.update(opened)
         for key in self.dropped & opened.keys():
-            del self.data[key], self._stored[key]
+            del opened[key]
+        self._stored.update(opened)
+        return opened
 
     def settle(self, changes: Changes) -> None:
         """Take note of `changes`, a difference of the draft, as stored."""

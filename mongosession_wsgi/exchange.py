@@ -72,14 +72,10 @@ def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
         times = {
             name: getattr(others, name)
             for name in ("max_age", "remember", "lifetime")
-            if getattr(settings, name) == getattr(_UNSAID, name)
+            if name not in settings.said
         }
         settings = replace(settings, **times)
     return settings, store
-
-
-_UNSAID = Settings()
-"""The settings of an empty mapping."""
 
 
 def session_around(environ: WSGIEnvironment) -> Session | None:
@@ -89,6 +85,17 @@ def session_around(environ: WSGIEnvironment) -> Session | None:
     """
     exchange = environ.get(EXCHANGE)
     return exchange.session if exchange is not None and exchange.is_running else None
+
+
+def is_handshake(environ: WSGIEnvironment) -> bool:
+    """Say whether a request begins a WebSocket, so that the application may take the socket over.
+
+    See RFC 6455, section 4.2.1; a proxy may send `Upgrade` alone with every request. Some servers
+    shake hands themselves, and pass the socket on.
+    """
+    asked: str = environ.get("HTTP_UPGRADE", "")
+    is_asked = asked.lower() == "websocket" and "HTTP_SEC_WEBSOCKET_KEY" in environ
+    return is_asked or "wsgi.websocket" in environ
 
 
 class Exchange:
@@ -105,8 +112,9 @@ class Exchange:
         "_came_with",
         "_committed",
         "_cookies",
-        "_environ",
         "_has_failed",
+        "_host",
+        "_scheme",
         "_set_cookie",
         "_store",
         "_times",
@@ -126,7 +134,9 @@ class Exchange:
         self._store = store
         self._cookies = cookies
         self._times = times
-        self._environ = environ
+        # The environ itself would be a cycle, and keep uploads until the garbage collector comes.
+        self._scheme: str = environ.get("wsgi.url_scheme", "")
+        self._host: str | None = environ.get("HTTP_HOST") or environ.get("SERVER_NAME")
         self._came_with = environ.get("HTTP_COOKIE", "")
         self._visit: Visit | None = None
         self._committed = self._begins = self._has_failed = False
@@ -260,12 +270,12 @@ class Exchange:
         """Return the Set-Cookie header for the browser, if any."""
         if outcome is Outcome.DESTROYED:
             return self.cookie.expire()
-        cookie = self.cookie
-        if self.visit.kind is True:  # Remembered: the cookie outlives the browser.
-            cookie = _lasting(cookie, self.visit.times.remember)
-        if outcome is Outcome.RENEWED and cookie.max_age is None:
+        cookie, visit = self.cookie, self.visit
+        if visit.kind is True:  # Remembered: the cookie outlives the browser.
+            cookie = _lasting(cookie, visit.times.remember)
+        if outcome is Outcome.RENEWED and cookie.max_age is None and not visit.changed_kind:
             return None
-        return self._cookies.issue(cookie, self.visit.token, self._environ)
+        return self._cookies.issue(cookie, visit.token, self._scheme, self._host)
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import StoreError, logger
-from .exchange import EXCHANGE, REFUSAL, UNAVAILABLE, Exchange, Exchanges, session_around
+from .exchange import (
+    EXCHANGE,
+    REFUSAL,
+    UNAVAILABLE,
+    Exchange,
+    Exchanges,
+    is_handshake,
+    session_around,
+)
 from .headers import Headers
 from .settings import Settings
 from .store import Store
@@ -20,8 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SOCKET = "wsgi.websocket"
-"""The environ's key of a socket for an application to take over."""
+_END: Any = object()
 _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
 
@@ -57,11 +64,11 @@ class SessionMiddleware:
         except StoreError as error:
             with closing(response):
                 return [response.refuse(error)]
-        except StopIteration:  # The way of a WebSocket's handler to end the socket it took over.
-            response.leave()
-            raise
-        except BaseException:
+        except BaseException as error:
             with closing(response):
+                # Some WebSocket's handlers end so, after they took the socket over.
+                if isinstance(error, StopIteration) and is_handshake(environ):
+                    response.leave()
                 response.abandon()
                 raise
         finally:
@@ -105,6 +112,8 @@ class _Response:
     ) -> Callable[[bytes], object]:
         """Be the application's `start_response` (PEP 3333): hold back the status and headers."""
         if self._phase is _Phase.COMMITTED:
+            if status.startswith("5"):
+                self.abandon()
             return self._start_response(status, self._exchange.headers(headers), exc_info)
         if self.held is not None and exc_info is None:
             raise AssertionError("start_response was called again without exc_info (PEP 3333)")
@@ -126,10 +135,10 @@ class _Response:
     def __iter__(self) -> Iterator[bytes]:
         try:
             items = self.run(iter, self.body)
-            while (item := self.run(next, items, None)) is not None:
+            while (item := self.run(next, items, _END)) is not _END:
                 self.commit()
                 yield item
-            if self.held is None and _SOCKET in self._environ:
+            if self.held is None and is_handshake(self._environ):
                 self.leave()
             else:
                 self.commit()
@@ -172,7 +181,10 @@ class _Response:
         """Store the changes of a live session by an application that took the socket over."""
         if self._phase is _Phase.HELD:
             self._phase = _Phase.LEFT
-            self._exchange.close()
+            try:
+                self._exchange.close()
+            except StoreError as error:  # Nobody could be answered.
+                logger.error("What a WebSocket has changed is lost: %s", error, exc_info=error)
 
     def abandon(self) -> None:
         """Give up a failed request's changes, or those since the commit; carry out `destroy()`."""

@@ -81,6 +81,7 @@ class Session(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         visit = self._visit
+        visit.touch()  # A page may show the text, which tells visitors with a session apart.
         record, data = visit.record, sorted(visit.draft.data)
         if record is None and not (visit.draft.replaces or type(visit.known) is Nothing):
             return "<Session, not loaded>"
@@ -94,6 +95,12 @@ class Session(MutableMapping[str, Any]):
             visit.draft.clear()
         else:
             visit.draft.wipe()
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the newest key, as a dict does, and return key and value; else `KeyError`."""
+        for key in reversed(self._visit.read().complete()):
+            return key, self.pop(key)
+        raise KeyError("popitem: the session is empty")
 
     def copy(self) -> dict[str, Any]:
         """Return the session's data as a plain dict; the values are the session's own."""

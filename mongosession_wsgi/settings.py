@@ -306,6 +306,8 @@ class Settings:
     )
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The keyword arguments of `MongoClient`: every other `mongodb_*` key, its prefix stripped."""
+    said: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """The names of the fields that were given, be it with their defaults."""
 
     @property
     def idle(self) -> timedelta:
@@ -343,7 +345,8 @@ class Settings:
                     raise SettingsError(f"{key}: the option {option!r} is given twice")
                 options[option] = _parsed(key, _option_value(option), value)
         _check(values)
-        return cls(**values, client_options=MappingProxyType(_with_defaults(options)))
+        client_options = MappingProxyType(_with_defaults(options))
+        return cls(**values, client_options=client_options, said=frozenset(values))
 
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {

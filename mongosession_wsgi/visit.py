@@ -91,6 +91,7 @@ class Visit:
         "came",
         "came_with",
         "changed",
+        "changed_kind",
         "draft",
         "known",
         "login",
@@ -132,6 +133,8 @@ class Visit:
         self.came: bool = False
         # Whether an earlier commit of the request had changes to store, or gave them up.
         self.changed: bool = False
+        # Whether such a commit has given the session another kind of idle time.
+        self.changed_kind: bool = False
         # The login of the request.
         self.login: Login | None = None
         # The moment of the session's death, if said by the application.
@@ -335,6 +338,8 @@ class Visit:
         if step.stored is not None:
             self.draft.settle(step.stored)
             new = step.outcome is Outcome.CREATED or step.outcome is Outcome.DESTROYED
+            if self.remember is not None and self.until is None and self.changes_times:
+                self.changed = self.changed_kind = True
             self.changed = self.changed or new or step.stored is not UNCHANGED
             self.state = State.OPEN
             self.login = self.until = self.remember = None

@@ -559,6 +559,14 @@ def test_what_is_issued_is_expired_under_the_same_name_domain_and_path(
 # The lines in the log.
 
 
+def test_the_variables_of_the_shell_are_no_headers() -> None:
+    """wsgiref puts them into the environ, as Bottle's and Pyramid's first servers do."""
+    for name in ("HTTP_PROXY", "NPM_CONFIG_HTTP_PROXY", "MY_HTTP_FORWARDED"):
+        assert not cookie_of(**{name: "http://proxy.example.com:3128"}).secure
+    for name in ("HTTP_X_PROXY", "HTTP_PROXY_CONNECTION", "HTTP_X_PROXY_ID"):
+        assert cookie_of(**{name: "1"}).secure
+
+
 def lines_of(
     caplog: pytest.LogCaptureFixture, settings: Mapping[str, Any], *environs: dict[str, Any]
 ) -> list[tuple[int, str]]:
@@ -566,7 +574,9 @@ def lines_of(
     caplog.set_level(logging.INFO, "mongosession_wsgi")
     policy = policy_of(settings)
     for environ in [environ_of(**extra) for extra in environs] * 2:
-        policy.issue(policy.cookie_for(environ), TOKEN, environ)
+        policy.issue(
+            policy.cookie_for(environ), TOKEN, environ["wsgi.url_scheme"], environ["HTTP_HOST"]
+        )
     assert TOKEN not in caplog.text
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 

@@ -203,6 +203,16 @@ def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
         assert draft.contents().assigned == {"a": 1}
 
 
+def test_many_values_are_opened_one_by_one_into_the_same_dict() -> None:
+    """A copy for each would take a time that grows with the square of their number."""
+    draft = sealed({f"key{n}": n for n in range(9)})
+    draft.set("key0", "new")
+    first = draft.data
+    for n in range(1, 9):
+        draft.set(f"key{n}", "new")
+        assert draft.data is first
+
+
 def test_a_value_that_does_not_open_spoils_the_session() -> None:
     spoilt: list[bool] = []
     draft = sealed({"a": 1, "b": 2}, lambda: spoilt.append(True))

@@ -76,6 +76,13 @@ def test_reading_costs_one_command_and_varies_on_cookie(live: Visitor, look: Use
     assert response.header("Cache-Control") is None
 
 
+@pytest.mark.parametrize("show", [repr, str])
+def test_a_page_that_shows_the_session_itself_varies_on_cookie(live: Visitor, show: Use) -> None:
+    response = live.does(show)
+    assert response.commands == []
+    assert response.header("Vary") == "Cookie"
+
+
 def test_reading_twice_loads_once(live: Visitor) -> None:
     assert live.does(lambda s: (s["a"], s["cart"], len(s), s.id, s.owner)).commands == ["find"]
 

@@ -139,6 +139,14 @@ def test_the_settings_beside_a_store_say_when_its_sessions_die() -> None:
     assert times == Times(timedelta(hours=2), timedelta(days=3), timedelta(days=4))
 
 
+def test_a_time_that_is_said_counts_also_if_it_is_the_default() -> None:
+    store = MemoryStore({"session_remember": "3 days", "session_lifetime": "none"})
+    settings = {"session_remember": "30 days", "session_lifetime": "30 days"}
+    SessionMiddleware(on_session(lambda _: None), settings, store=store)
+    times = visit_of(store.open(None)).times
+    assert times == Times(timedelta(days=14), timedelta(days=30), timedelta(days=30))
+
+
 @pytest.mark.parametrize("store", [MemoryStore, {"mongodb_password": "hunter2"}, "memory"])
 def test_what_is_no_store_is_refused(store: Any) -> None:
     with pytest.raises(TypeError, match="store must be a store, such as") as caught:

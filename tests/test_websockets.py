@@ -13,9 +13,10 @@ import pytest
 from flask import Flask, session
 from werkzeug.serving import make_server
 
-from mongosession_wsgi import SessionMiddleware, SessionWarning
+from mongosession_wsgi import Session, SessionMiddleware, SessionWarning, StoreError
 from mongosession_wsgi.flask import MongoSessionInterface
 from mongosession_wsgi.testing import MemoryStore
+from mongosession_wsgi.visit import Outcome
 
 from .test_docs import DOCS, blocks
 from .wsgi import environ_of
@@ -183,6 +184,37 @@ def test_a_session_that_begins_in_a_socket_that_was_taken_over_is_not_stored(
     with pytest.warns(SessionWarning, match="It is not stored"):
         take_over(store, "", end)
     assert data_in(store) == []
+
+
+@pytest.mark.parametrize("upgrade", [{}, {"HTTP_UPGRADE": "websocket"}])
+def test_who_asked_for_no_socket_and_lets_a_stop_iteration_out_has_failed(
+    upgrade: dict[str, Any],
+) -> None:
+    """A bare `next()` in a handler; a proxy may send Upgrade with each request."""
+    store = MemoryStore()
+    cookie = f"mongosession={store.create({'seen': 'by HTTP'}).token}"
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["mongosession"]["paid"] = True
+        return stopping()
+
+    environ = environ_of(HTTP_COOKIE=cookie, **upgrade)
+    with pytest.raises(StopIteration):
+        SessionMiddleware(app, {}, store=store)(environ, pytest.fail)  # type: ignore[arg-type]
+    assert data_in(store) == [{"seen": "by HTTP"}]
+
+
+@pytest.mark.parametrize("end", [returning, stopping])
+def test_a_socket_that_was_taken_over_hears_of_no_failure(
+    end: Callable[[], list[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Down(MemoryStore):
+        def flush(self, session: Session) -> Outcome:
+            raise StoreError("is down")
+
+    store = Down()
+    take_over(store, f"mongosession={store.create({'seen': 'by HTTP'}).token}", end)
+    assert "What a WebSocket has changed is lost: is down" in caplog.text
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import ref
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
@@ -132,6 +134,37 @@ def test_the_write_is_acknowledged_before_the_server_has_the_headers(
 
     wrapped(app)(environ_of(), start_response)
     assert there == [1]
+
+
+def test_an_item_of_a_wrong_type_is_for_the_server_to_tell(wrapped: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[Any]:
+        start_response("200 OK", PLAIN)
+        yield b"one"
+        yield None
+        yield b"two"
+
+    assert list(wrapped(app)(environ_of(), lambda *_: None)) == [b"one", None, b"two"]
+
+
+def test_a_request_leaves_its_environ_to_no_garbage_collector(wrapped: Any) -> None:
+    """An upload in the environ would stay in memory until the collector comes."""
+
+    class Upload: ...
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["upload"] = Upload()
+        uploads.append(ref(environ["upload"]))
+        environ["mongosession"]["a"] = 1
+        start_response("200 OK", PLAIN)
+        return [b""]
+
+    uploads: list[ref[Upload]] = []
+    gc.disable()
+    try:
+        list(wrapped(app)(environ_of(), lambda *_: None))
+        assert uploads[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_items_pass_one_by_one(wrapped: Any) -> None:
@@ -315,6 +348,25 @@ def test_start_response_again_after_the_commit_carries_our_headers_again(visit: 
     assert response.status == "500 Oh"
     assert response.token
     assert response.header("Vary") == "Cookie"
+
+
+def test_an_error_page_after_the_commit_drops_the_changes_since(
+    visit: Any, store: MongoStore
+) -> None:
+    session = store.create({"a": 1})
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b""  # The server has no byte to send yet.
+        environ["mongosession"]["paid"] = True
+        try:
+            raise KeyError("a bug")
+        except KeyError:
+            start_response("500 Internal Server Error", PLAIN, sys.exc_info())
+        yield b"sorry"
+
+    assert visit(app, session).status == "500 Internal Server Error"
+    assert store.retrieve(session.token) == {"a": 1}
 
 
 def test_an_error_page_in_place_of_the_response_drops_the_changes(

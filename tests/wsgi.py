@@ -23,6 +23,13 @@ DOWN = {
     "mongodb_timeout_ms": "100",
 }
 """The settings of a database that is not there."""
+HANDSHAKE = {
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_CONNECTION": "Upgrade",
+    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+}
+"""The headers by which a WebSocket begins (RFC 6455, section 1.3)."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
@@ -46,7 +47,7 @@ from mongosession_wsgi import (
 from mongosession_wsgi.flask import MongoSession, MongoSessionInterface, session
 
 from ..conftest import Clock
-from ..wsgi import COOKIE, DOWN, Browser, conforming, environ_of, on_session
+from ..wsgi import COOKIE, DOWN, HANDSHAKE, Browser, conforming, environ_of, on_session
 from ..wsgi import Response as Answer
 
 
@@ -470,6 +471,64 @@ def test_a_permanent_session_is_a_remembered_one(
     assert state() == ("(True, True)", [True])
     browser.get("/forget")
     assert state() == ("(False, False)", [False])
+
+
+@pytest.mark.parametrize("is_within", [False, True])
+def test_permanent_may_change_its_mind_again_and_again(
+    app: Flask, browser: Browser, store: MongoStore, *, is_within: bool
+) -> None:
+    if is_within:
+        inner = conforming(partial(Flask.wsgi_app, app))
+        app.wsgi_app = SessionMiddleware(inner, {}, store=store)  # type: ignore[method-assign]
+    modified = []
+
+    @on(app)
+    def _() -> None:
+        session.permanent = "lasts" in request.args
+
+    app.teardown_request(lambda _: modified.append(session.modified))
+    for query in ("lasts", "ends", "lasts", "ends", "lasts", "ends"):
+        cookie = browser.get(f"/?{query}").cookie
+        assert ("Max-Age" in str(cookie)) is (query == "lasts")
+        assert cookie is not None
+    assert is_within or all(modified)  # The middleware stores after Flask has ended the request.
+
+
+@pytest.mark.parametrize("token", ["", "A" * 43], ids=["no cookie", "a dead one"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_login_that_fails_sends_no_cookie(
+    app: Flask, browser: Browser, token: str, *, fails: bool
+) -> None:
+    """A dead token, or none, would take the place of what the browser has got meanwhile."""
+
+    @on(app)
+    def _() -> None:
+        session.clear()
+        session.permanent = True
+        if fails:
+            session["user"] = 7
+            raise KeyError
+        del session["_permanent"]
+
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    browser.cookie = f"mongosession={token}" if token else ""
+    assert browser.get().cookie is None
+
+
+@pytest.mark.parametrize(
+    ("config", "cookie"),
+    [
+        ({"SESSION_COOKIE_DOMAIN": "example.com:443"}, "Domain=example.com;"),
+        ({"APPLICATION_ROOT": "/café"}, "Path=/caf%C3%A9;"),
+        ({"SESSION_COOKIE_PATH": "/a;b"}, "Path=/a%3Bb;"),
+        ({"APPLICATION_ROOT": "shop"}, "Path=/;"),
+        ({"PERMANENT_SESSION_LIFETIME": timedelta(days=999_999)}, "Max-Age=34560000;"),
+    ],
+)
+def test_what_flask_takes_is_taken(app: Flask, config: dict[str, Any], cookie: str) -> None:
+    app.config.update(config)
+    on(app)(lambda: session.update(_permanent=True))
+    assert cookie in Browser(app).get().cookie + ";"  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("order", [["permanent", "login"], ["login", "permanent"]])
@@ -1581,7 +1640,7 @@ def test_a_view_that_took_the_socket_over_begins_no_session(
 
     on(app, "/set")(lambda: session.update(n=1))
     on(app)(lambda: sorted(session))
-    handshake = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "Upgrade"}
+    handshake = HANDSHAKE | {"HTTP_UPGRADE": "WebSocket"}
 
     def chat() -> None:
         environ = environ_of("/chat", **handshake)
@@ -1605,8 +1664,18 @@ def test_a_handshake_that_is_refused_is_an_ordinary_request(app: Flask, browser:
         return redirect("/")
 
     on(app)(lambda: get_flashed_messages())
-    browser.get("/chat", HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    browser.get("/chat", **HANDSHAKE)
     assert browser.get().body == b"['Log in first.']"
+
+
+def test_upgrade_alone_is_no_handshake(app: Flask, browser: Browser) -> None:
+    """Some proxies send the header with each request."""
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app, "/out")(lambda: session.clear())
+    on(app)(lambda: sorted(session))
+    assert browser.get("/set", HTTP_UPGRADE="websocket").cookie is not None
+    assert browser.get().body == b"['n']"
+    assert "Max-Age=0" in str(browser.get("/out", HTTP_UPGRADE="websocket").cookie)
 
 
 def test_an_answer_that_takes_the_place_of_a_committed_one_keeps_its_cookie(
