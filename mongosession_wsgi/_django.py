@@ -11,7 +11,7 @@ from django.core.signals import setting_changed
 
 from .cookie import TOKEN
 from .document import Mark
-from .errors import SettingsError
+from .errors import SettingsError, StoreError
 from .session import Session, visit_of
 from .settings import Settings
 from .store import MongoStore
@@ -37,12 +37,20 @@ def opened(session_key: str | None, age: float) -> Session:
     return store.open(token, _times(age, store.settings.lifetime))
 
 
-def ended(session_key: str | None) -> Session:
-    """Return the session of a key after a logout."""
-    session = opened(session_key, settings.SESSION_COOKIE_AGE)
+def ended(session: Session) -> Session:
+    """Return a session after a logout."""
     session.destroy()
-    mongo_store().flush(session)
+    stored(session)
     return session
+
+
+def stored(session: Session) -> None:
+    """Store the changes of a session; after a failure, nothing more of it in this request."""
+    try:
+        mongo_store().flush(session)
+    except StoreError:
+        visit_of(session).state = State.ENDED
+        raise
 
 
 def is_over(session: Session) -> bool:

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 
-from ._django import ended, is_over, mongo_store, opened
+from ._django import ended, is_over, mongo_store, opened, stored
 from .document import Mark, Record
 from .session import Session, visit_of
 from .visit import Failure, State
@@ -29,7 +29,7 @@ class SessionStore(SessionBase):
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._stored = self._opened(None)
-        self.label: str | None = None  # Of the device; to be set before a login.
+        self._label: str | None = None
         self._logs_in = False
 
     @property
@@ -42,6 +42,15 @@ class SessionStore(SessionBase):
         """Who is logged in: the primary key of Django's user, or None."""
         owner = self.get(SESSION_KEY)
         return None if owner is None else str(owner)
+
+    @property
+    def label(self) -> str | None:
+        """The device, as the application calls it; to be set before a login."""
+        return self._label or (self._stored.label if self._found() else None)
+
+    @label.setter
+    def label(self, label: str | None) -> None:
+        self._label = label
 
     @property
     def created_at(self) -> datetime | None:
@@ -85,7 +94,6 @@ class SessionStore(SessionBase):
         # The key of a mark stays, or else Django expires the cookie of the mark's successor.
         if self._stored.id is None and type(visit_of(self._stored).known) is not Mark:
             self._session_key = None
-        self.label = self.label or self._stored.label
         return self._stored.copy()
 
     def create(self) -> None:
@@ -103,13 +111,23 @@ class SessionStore(SessionBase):
             raise UpdateError("The session was ended by another request.")
 
     def delete(self, session_key: str | None = None) -> None:
-        ended(session_key or self.session_key)
+        key = session_key or self.session_key
+        session = ended(self._opened(key))
+        if key == self.session_key:
+            self._stored = session
+
+    def clear(self) -> None:
+        self._found()  # To end what is stored, the save has to know it.
+        super().clear()
 
     def flush(self) -> None:
-        key, self._stored = self.session_key, ended(self.session_key)
-        self.clear()
+        key, stored = self.session_key, self._stored
+        # What was loaded tells the audit log the owner.
+        is_loaded = stored.token == key and type(visit_of(stored).known) is Record
+        self._stored = ended(stored if is_loaded else self._opened(key))
+        super().clear()
         # If another request has logged in meanwhile, Django must not expire the login's cookie.
-        self._session_key = key if is_over(self._stored) else None
+        self._session_key = key if type(visit_of(self._stored).known) is Mark else None
 
     async def aflush(self) -> None:
         await sync_to_async(self.flush)()
@@ -148,11 +166,12 @@ class SessionStore(SessionBase):
             self.modified = True
         if (owner := self.owner) is not None and self._is_login(owner):
             self._take_up()
-            self._stored.login(owner, label=self.label)
+            is_same = owner == self._stored.owner
+            self._stored.login(owner, label=self.label if is_same else self._label)
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
         visit_of(session).live_until(moment, self._kind())
-        mongo_store().flush(session)
+        stored(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import time
@@ -950,6 +951,81 @@ def test_a_login_has_the_label_that_was_given(browser: Browser, users: list[Any]
     shown = visit(browser, lambda request: request.session.get("tea") or request.session.label)
     assert shown.body == b"Firefox"
     assert [info.label for info in mongo_store().sessions(str(users[0].pk))] == ["Firefox"]
+
+
+def test_the_label_of_a_login_is_not_that_of_the_next_user(
+    browser: Browser, users: list[Any]
+) -> None:
+    def with_label(request: Any) -> None:
+        request.session.label = "Alice's iPad"
+        auth.login(request, users[0])
+
+    visit(browser, with_label)
+    visit(browser, logs_in(users[1]))
+    assert [info.label for info in mongo_store().sessions(str(users[1].pk))] == [None]
+
+
+@pytest.mark.parametrize("leaves", [lambda _: auth.logout, lambda them: logs_in(them[1])])
+def test_the_audit_log_names_the_owner_of_a_session_that_ends(
+    browser: Browser, users: list[Any], caplog: pytest.LogCaptureFixture, leaves: Any
+) -> None:
+    visit(browser, logs_in(users[0]))
+    caplog.set_level(logging.INFO, "mongosession_wsgi.audit")
+    visit(browser, leaves(users))
+    owners = {one.session_event: one.session_owner for one in caplog.records}  # type: ignore[attr-defined]
+    assert owners["logout"] == str(users[0].pk)
+
+
+@pytest.mark.parametrize("since", [{}, {"tea": "Assam"}])
+def test_a_session_that_is_cleared_before_it_is_read_is_empty(
+    browser: Browser, users: list[Any], since: dict[str, Any]
+) -> None:
+    visit(browser, logs_in(users[0]))
+    before = Browser(browser.app, browser.cookie)
+
+    def clears(request: Any) -> None:
+        request.session.clear()
+        request.session.update(since)
+
+    visit(browser, clears)
+    assert visit(before, whoami).body == b"AnonymousUser"
+    contents = visit(browser, lambda request: sorted(request.session.keys())).body
+    assert contents == str(sorted(since)).encode()
+
+
+def test_a_login_after_a_delete_is_one(browser: Browser, users: list[Any]) -> None:
+    visit(browser, puts(tea="Assam"))
+
+    def deletes(request: Any) -> None:
+        request.session.get("tea")
+        request.session.delete()
+        auth.login(request, users[0])
+
+    visit(browser, deletes)
+    assert visit(browser, whoami).body == b"alice"
+
+
+@pytest.mark.parametrize("acts", ["login", "logout"])
+def test_a_failure_that_the_view_caught_is_not_tried_again(
+    browser: Browser, users: list[Any], monkeypatch: pytest.MonkeyPatch, acts: str
+) -> None:
+    visit(browser, puts(tea="Assam"))
+    view = {"login": logs_in(users[0]), "logout": auth.logout}[acts]
+    tries: list[Any] = []
+
+    def down(session: Any) -> None:
+        tries.append(session)
+        raise StoreError("is down")
+
+    def catches(request: Any) -> str:
+        assert request.session["tea"] == "Assam"
+        with pytest.raises(StoreError):
+            view(request)
+        return "sorry"
+
+    monkeypatch.setattr(mongo_store(), "flush", down)
+    response = visit(browser, catches)
+    assert (response.status, response.body, len(tries)) == ("200 OK", b"sorry", 1)
 
 
 def test_who_logs_in_again_has_a_new_key_and_a_new_moment(
