@@ -16,7 +16,7 @@ from .session import Session, visit_of
 from .settings import Settings
 from .store import MongoStore
 from .times import Times
-from .visit import State
+from .visit import Failure, State
 
 
 @cache
@@ -45,11 +45,14 @@ def ended(session: Session) -> Session:
 
 
 def stored(session: Session) -> None:
-    """Store the changes of a session; after a failure, nothing more of it in this request."""
+    """Store the changes of a session; after a failure, there is no second try in this request."""
+    visit = visit_of(session)
+    if type(visit.known) is Failure:
+        raise visit.known.error
     try:
         mongo_store().flush(session)
-    except StoreError:
-        visit_of(session).state = State.ENDED
+    except StoreError as error:
+        visit.known = Failure(error)
         raise
 
 

@@ -65,9 +65,10 @@ class SessionStore(SessionBase):
     @property
     def modified(self) -> bool:
         """Whether the session was changed, also within a value, unless another request ended it."""
-        if self.session_key is not None and is_over(self._stored):
+        known = visit_of(self._stored).known
+        if type(known) is Failure or (self.session_key is not None and is_over(self._stored)):
             return False
-        if type(visit_of(self._stored).known) is not Record:
+        if type(known) is not Record:
             return self._modified
         return self._modified or visit_of(self._updated()).was_changed
 
@@ -115,6 +116,7 @@ class SessionStore(SessionBase):
         session = ended(self._opened(key))
         if key == self.session_key:
             self._stored = session
+            visit_of(session).state = State.ENDED  # A later save brings nothing back.
 
     def clear(self) -> None:
         self._found()  # To end what is stored, the save has to know it.
@@ -133,7 +135,9 @@ class SessionStore(SessionBase):
         await sync_to_async(self.flush)()
 
     def cycle_key(self) -> None:
-        if self._found():
+        if self._found() and not visit_of(self._stored).token:  # This request has deleted it.
+            self._session_key = None
+        elif self._found():
             self._stored.regenerate()
         self._write()
         self.modified = True
@@ -161,6 +165,9 @@ class SessionStore(SessionBase):
         return self._stored
 
     def _write(self) -> None:
+        known = visit_of(self._stored).known
+        if type(known) is Failure:
+            raise known.error
         if not self._found():
             self._stored = mongo_store().create() if self.is_empty() else self._opened(None)
             self.modified = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -12,7 +13,7 @@ import pymongo
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
-from . import document
+from . import connecting, document
 from .errors import StoreError, logger
 from .failures import NOT_ALLOWED, explaining, may_pass
 
@@ -38,8 +39,6 @@ _REFUSED = (
     "The indexes of the sessions could not be made, so expired ones pile up and the sessions of an "
     "owner are found slowly; sessions work. %s. MongoDB says: %s"
 )
-_NO_LIMIT = 0
-"""The index of a large collection may take an hour. To find a server has a limit of its own."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 
 
@@ -194,14 +193,22 @@ def _make(documents: Collection[Any], field: str, listed: Iterable[Listed]) -> N
         _make_over_all_documents(documents, refusal)
 
 
+def _as_long_as_it_takes() -> AbstractContextManager[None]:
+    """Lift the client's limit, for an index of a large collection, but none of the application's.
+
+    The search for a server has a limit of its own.
+    """
+    return nullcontext() if connecting.timeout_around() else pymongo.timeout(0)
+
+
 def _create(documents: Collection[Any], field: str, options: dict[str, Any]) -> None:
-    with explaining(), pymongo.timeout(_NO_LIMIT):
+    with explaining(), _as_long_as_it_takes():
         documents.create_index(field, **options)
 
 
 def _make_over_all_documents(documents: Collection[Any], refusal: BaseException | None) -> None:
     """Make a TTL index over all documents, for a server without partial ones, if all are ours."""
-    with explaining(), pymongo.timeout(_NO_LIMIT):
+    with explaining(), _as_long_as_it_takes():
         other = documents.find_one({"$nor": [OURS]}, ["_id"])
     if other is not None:
         raise StoreError(

@@ -114,9 +114,9 @@ def in_time(call: Callable[[], Any], seconds: float = LONGEST) -> Any:
     return result.result(seconds)
 
 
-def failure_of(call: Callable[[], Any]) -> StoreError:
+def failure_of(call: Callable[[], Any], seconds: float = LONGEST) -> StoreError:
     with pytest.raises(StoreError) as caught:
-        in_time(call)
+        in_time(call, seconds)
     return caught.value
 
 

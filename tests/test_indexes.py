@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pymongo
 import pytest
 from pymongo import MongoClient, monitoring
 from pymongo.collection import Collection
@@ -261,6 +262,22 @@ def test_a_server_that_goes_down_is_not_waited_for_as_long_as_an_index(
 
     monkeypatch.setattr(indexes, "_listed", goes_down)
     failure_of(collection.ensure_indexes)
+
+
+def test_a_timeout_of_the_application_counts_for_an_index_too(
+    made: Made,  # noqa: F811
+    proxy: Proxy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collection = made(proxy.uri)
+
+    def falls_silent(_: Any) -> list[Any]:
+        proxy.silent()
+        return []
+
+    monkeypatch.setattr(indexes, "_listed", falls_silent)
+    with pymongo.timeout(0.5):
+        assert "in time" in str(failure_of(collection.ensure_indexes, LONGEST / 3))
 
 
 # When they are made.

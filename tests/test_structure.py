@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "session": {"errors", "document", "draft", "visit"},
     "failures": {"errors"},
     "connecting": {"failures"},
-    "indexes": {"errors", "document", "failures"},
+    "indexes": {"errors", "document", "failures", "connecting"},
     "collection": {"errors", "settings", "document", "failures", "connecting", "indexes"},
     "life": {"errors", "audit", "document", "seal", "times", "draft", "visit", "collection"},
     "store": {

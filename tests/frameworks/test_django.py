@@ -993,6 +993,24 @@ def test_a_session_that_is_cleared_before_it_is_read_is_empty(
     assert contents == str(sorted(since)).encode()
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_a_session_that_was_deleted_stays_so(
+    browser: Browser, users: list[Any], *, every: bool
+) -> None:
+    visit(browser, logs_in(users[0]))
+
+    def deletes(request: Any) -> None:
+        assert request.user.is_authenticated
+        request.session.delete()
+        if not every:
+            request.session["flash"] = "bye"
+
+    with override_settings(SESSION_SAVE_EVERY_REQUEST=every):
+        visit(browser, deletes)
+    assert visit(browser, whoami).body == b"AnonymousUser"
+    assert not list(mongo_store().sessions(str(users[0].pk)))
+
+
 def test_a_login_after_a_delete_is_one(browser: Browser, users: list[Any]) -> None:
     visit(browser, puts(tea="Assam"))
 
@@ -1005,12 +1023,17 @@ def test_a_login_after_a_delete_is_one(browser: Browser, users: list[Any]) -> No
     assert visit(browser, whoami).body == b"alice"
 
 
-@pytest.mark.parametrize("acts", ["login", "logout"])
+@pytest.mark.parametrize("acts", ["login", "logout", "begin"])
 def test_a_failure_that_the_view_caught_is_not_tried_again(
     browser: Browser, users: list[Any], monkeypatch: pytest.MonkeyPatch, acts: str
 ) -> None:
-    visit(browser, puts(tea="Assam"))
-    view = {"login": logs_in(users[0]), "logout": auth.logout}[acts]
+    if acts != "begin":
+        visit(browser, puts(tea="Assam"))
+    view = {
+        "login": logs_in(users[0]),
+        "logout": auth.logout,
+        "begin": lambda request: request.session.update({"a": 1}) or request.session.save(),
+    }[acts]
     tries: list[Any] = []
 
     def down(session: Any) -> None:
@@ -1018,7 +1041,7 @@ def test_a_failure_that_the_view_caught_is_not_tried_again(
         raise StoreError("is down")
 
     def catches(request: Any) -> str:
-        assert request.session["tea"] == "Assam"
+        assert acts == "begin" or request.session["tea"] == "Assam"
         with pytest.raises(StoreError):
             view(request)
         return "sorry"
