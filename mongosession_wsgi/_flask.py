@@ -111,8 +111,8 @@ class FlaskExchanges:
             del flasks["session_name"]  # Flask's default says nothing.
         flasks["session_secure"] = flasks["session_secure"] or None
         # As Werkzeug writes them: a domain without a port, a path without other letters.
-        flasks["session_domain"] = re.sub(r":\d+$", "", flasks["session_domain"] or "")
-        path = quote(flasks["session_path"] or "/", safe="%!$&'()*+,/:=@")
+        flasks["session_domain"] = re.sub(r":\d*$", "", str(flasks["session_domain"] or ""))
+        path = quote(str(flasks["session_path"] or "/"), safe="%!$&'()*+,/:=@")
         flasks["session_path"] = path if path.startswith("/") else "/"  # As browsers take it.
         # Only the cookie of a permanent session outlives the browser.
         return CookiePolicy(replace(Settings.parse(flasks | self._given), max_age=None))
@@ -126,8 +126,8 @@ class FlaskExchanges:
         except ValueError as error:
             raise SettingsError(f"PERMANENT_SESSION_LIFETIME: must be {error}") from None
         idle = settings.max_age or flasks
-        says = "remember" in settings.said or settings.remember != Settings().remember
-        return Times(idle, settings.remember if says else idle, settings.lifetime)
+        remember = settings.remember if "remember" in settings.said else idle
+        return Times(idle, remember, settings.lifetime)
 
 
 class FlaskExchange(Exchange):

@@ -50,6 +50,7 @@ _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
 """Seconds that `close` waits for a server, and for the end of a thread."""
+_NOT_TRIED = re.compile("username|password|auth|event_listeners|auto_encryption|connect$")
 _FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
@@ -85,7 +86,7 @@ class SessionCollection:
         self._making: dict[int, Future[Documents]] = {}
         self._endings: dict[MongoClient[Any], finalize[..., SessionCollection]] = {}
         self._is_direct = False
-        self._timeout = inf
+        self._timeout: float | None = None
         self._indexes = indexes.InPassing()
 
     @property
@@ -106,7 +107,8 @@ class SessionCollection:
     @property
     def timeout(self) -> float | None:
         """The seconds that one command may take; None for no limit."""
-        _ = self.documents
+        if self._timeout is None:  # The first client tells.
+            _ = self.documents
         return None if self._timeout == inf else self._timeout
 
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
@@ -116,7 +118,7 @@ class SessionCollection:
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
         around = connecting.timeout_around()
-        is_longer = around is not None and not 0 < around <= self._timeout
+        is_longer = around is not None and not 0 < around <= (self._timeout or 0)
         try:
             if documents is None or self._is_direct or is_longer:
                 return self.once(command, size)
@@ -375,12 +377,13 @@ def _demand_the_primary(documents: Documents) -> None:
 def _check_options(options: Mapping[str, Any]) -> None:
     """Have the driver say which settings do not go together, without a connection.
 
-    A URI, and a file of certificates, may be another's to write, and fail at first use.
+    A URI, a login and a file of certificates may come later, and fail at first use.
     """
     if any("://" in host for host in hosts_of(options)) or not _FILES.isdisjoint(options):
         return
+    tried = {name: value for name, value in options.items() if not _NOT_TRIED.match(name)}
     try:
-        MongoClient(**{**options, "connect": False}).close()
+        MongoClient(**tried, connect=False).close()
     except (ConfigurationError, ValueError, TypeError) as error:
         words = _without_secrets(str(error), options)
         raise SettingsError(f"The mongodb_* settings do not go together: {words}") from None

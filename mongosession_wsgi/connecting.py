@@ -18,6 +18,7 @@ from .failures import LookUpTimeoutError
 
 try:
     from pymongo import _csot
+    from pymongo._csot import TIMEOUT
     from pymongo.synchronous.pool import Connection, Pool
 except ImportError:  # Neither is public. Without them, look-ups take the time that they take.
     OPTIONS: dict[str, Any] = {}
@@ -36,7 +37,7 @@ else:
         """Return the seconds that are left to the command of this thread; None for no limit."""
         return _csot.remaining()
 
-    timeout_around = _csot.TIMEOUT.get
+    timeout_around = TIMEOUT.get
     """Return the seconds of the `pymongo.timeout` around the call, 0 for no limit, or None.
 
     Where there is one, the driver forgets the client's own.

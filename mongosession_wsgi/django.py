@@ -46,7 +46,8 @@ class SessionStore(SessionBase):
     @property
     def label(self) -> str | None:
         """The device, as the application calls it; to be set before a login."""
-        return self._label or (self._stored.label if self._found() else None)
+        record = visit_of(self._stored).record
+        return self._label or (record.label if record else None)
 
     @label.setter
     def label(self, label: str | None) -> None:
@@ -98,6 +99,7 @@ class SessionStore(SessionBase):
         return self._stored.copy()
 
     def create(self) -> None:
+        self._label = self.label
         self._session_cache = getattr(self, "_session_cache", {})
         self._session_key = None
         self._write()
@@ -113,20 +115,18 @@ class SessionStore(SessionBase):
 
     def delete(self, session_key: str | None = None) -> None:
         key = session_key or self.session_key
-        session = ended(self._opened(key))
+        session = ended(self._known(key))
         if key == self.session_key:
             self._stored = session
             visit_of(session).state = State.ENDED  # A later save brings nothing back.
 
     def clear(self) -> None:
-        self._found()  # To end what is stored, the save has to know it.
+        self._stored = self._known(self.session_key)  # For the save to look what there is to end.
         super().clear()
 
     def flush(self) -> None:
-        key, stored = self.session_key, self._stored
-        # What was loaded tells the audit log the owner.
-        is_loaded = stored.token == key and type(visit_of(stored).known) is Record
-        self._stored = ended(stored if is_loaded else self._opened(key))
+        key = self.session_key
+        self._stored = ended(self._known(key))
         super().clear()
         # If another request has logged in meanwhile, Django must not expire the login's cookie.
         self._session_key = key if type(visit_of(self._stored).known) is Mark else None
@@ -148,6 +148,12 @@ class SessionStore(SessionBase):
     @classmethod
     def clear_expired(cls) -> None:
         mongo_store().purge()
+
+    def _known(self, session_key: str | None) -> Session:
+        """Return the session of a key, with its owner and data if this request has loaded it."""
+        visit = visit_of(self._stored)
+        is_loaded = visit.token == session_key and type(visit.known) is Record
+        return self._stored if is_loaded else self._opened(session_key)
 
     def _opened(self, session_key: str | None) -> Session:
         return opened(session_key, self.get_session_cookie_age())
@@ -175,6 +181,8 @@ class SessionStore(SessionBase):
             self._take_up()
             is_same = owner == self._stored.owner
             self._stored.login(owner, label=self.label if is_same else self._label)
+        elif owner is None and self._stored.owner is not None:
+            self._stored.destroy()  # A logout by hand: `clear()`, or `del` of Django's key.
         session = self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
         visit_of(session).live_until(moment, self._kind())

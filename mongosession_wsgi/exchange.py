@@ -74,7 +74,7 @@ def beside(settings: Settings, store: Store | None) -> tuple[Settings, Store]:
             for name in ("max_age", "remember", "lifetime")
             if name not in settings.said
         }
-        settings = replace(settings, **times)
+        settings = replace(settings, **times, said=settings.said | others.said)
     return settings, store
 
 

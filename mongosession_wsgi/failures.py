@@ -274,7 +274,9 @@ def remedy_of(error: BaseException) -> str | None:
     """Return the remedy for an error, or None if its cause is unknown."""
     code = error.code if isinstance(error, OperationFailure) else None
     words = f"{type(error).__name__}: {error}"
-    unknown = _SILENT if getattr(error, "timeout", False) else None
+    # The driver cancels what waits for a server that its monitor has lost.
+    is_silent = getattr(error, "timeout", False) or "operation cancelled" in words
+    unknown = _SILENT if is_silent else None
     return next((one.sentence for one in REMEDIES if one.fits(error, code, words)), unknown)
 
 

@@ -182,6 +182,17 @@ def test_a_list_may_be_left_while_the_server_is_silent(
     in_time(found.close, SOON / 100)  # type: ignore[attr-defined]
 
 
+def test_a_list_that_goes_on_after_the_close_makes_no_client(
+    long_list: SessionCollection,
+) -> None:
+    found = long_list.each(long_list.documents.find({}))
+    next(found)
+    long_list.close()
+    with pytest.raises(StoreError):
+        list(found)
+    assert not long_list._made
+
+
 def test_a_list_that_is_forgotten_sends_nothing_by_the_garbage_collector(
     long_list: SessionCollection,
 ) -> None:
@@ -223,7 +234,6 @@ def test_a_database_must_be_named() -> None:
     [
         ({"heartbeat_frequency_ms": 100}, "heartbeatFrequencyMS"),
         ({"min_pool_size": 200}, "minPoolSize"),
-        ({"username": "shop", "password": ""}, "password is required"),
         ({"max_staleness_seconds": 90}, "maxStalenessSeconds"),
         ({"host": ["a", "b"], "direct_connection": True}, "directConnection"),
         ({"auth_mechanism": "MONGODB-AWS", "username": "u", "password": "hunter2",
@@ -238,6 +248,12 @@ def test_settings_that_do_not_go_together_fail_at_once(
     with pytest.raises(SettingsError, match=f"do not go together: .*{words}") as caught:
         MongoStore({"mongodb_session_db": "shop"} | named)
     assert "hunter" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("later", ["username", "auth_mechanism"])
+def test_a_login_may_be_completed_later(later: str) -> None:
+    given = {"mongodb_session_db": "shop", f"mongodb_{later}": "SCRAM-SHA-256"}
+    assert MongoStore(given).settings.client_options
 
 
 @pytest.mark.parametrize("option", ["tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"])

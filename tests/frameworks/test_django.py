@@ -965,7 +965,14 @@ def test_the_label_of_a_login_is_not_that_of_the_next_user(
     assert [info.label for info in mongo_store().sessions(str(users[1].pk))] == [None]
 
 
-@pytest.mark.parametrize("leaves", [lambda _: auth.logout, lambda them: logs_in(them[1])])
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        lambda _: auth.logout,
+        lambda them: logs_in(them[1]),
+        lambda _: lambda request: request.user.pk and request.session.delete(),
+    ],
+)
 def test_the_audit_log_names_the_owner_of_a_session_that_ends(
     browser: Browser, users: list[Any], caplog: pytest.LogCaptureFixture, leaves: Any
 ) -> None:
@@ -974,6 +981,40 @@ def test_the_audit_log_names_the_owner_of_a_session_that_ends(
     visit(browser, leaves(users))
     owners = {one.session_event: one.session_owner for one in caplog.records}  # type: ignore[attr-defined]
     assert owners["logout"] == str(users[0].pk)
+
+
+def forgets(request: Any) -> None:
+    """Log out by hand."""
+    assert request.user.is_authenticated
+    del request.session[auth.SESSION_KEY]
+
+
+@pytest.mark.parametrize("acts", [lambda request: request.session.clear(), forgets])
+def test_a_logout_by_hand_ends_the_login(browser: Browser, users: list[Any], acts: View) -> None:
+    visit(browser, logs_in(users[0]))
+    visit(browser, acts)
+    assert not list(mongo_store().sessions(str(users[0].pk)))
+
+
+def test_neither_clear_nor_the_label_does_any_input_or_output(browser: Browser) -> None:
+    """Django has no asynchronous form of `clear`, because it needs none."""
+    visit(browser, puts(tea="Assam"))
+    with RECORDER.request() as commands:
+        session = SessionStore(browser.token)
+        session.clear()
+        assert session.label is None
+    assert not commands
+
+
+def test_a_new_key_keeps_the_label(browser: Browser, users: list[Any]) -> None:
+    def with_label(request: Any) -> None:
+        request.session.label = "Firefox"
+        auth.login(request, users[0])
+
+    visit(browser, with_label)
+    visit(browser, lambda request: request.session.get("tea") or request.session.create())
+    labels = [info.label for info in mongo_store().sessions(str(users[0].pk))]
+    assert labels == ["Firefox", "Firefox"]
 
 
 @pytest.mark.parametrize("since", [{}, {"tea": "Assam"}])
