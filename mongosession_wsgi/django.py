@@ -121,7 +121,8 @@ class SessionStore(SessionBase):
             visit_of(session).state = State.ENDED  # A later save brings nothing back.
 
     def clear(self) -> None:
-        self._stored = self._known(self.session_key)  # For the save to look what there is to end.
+        if not hasattr(self, "_session_cache"):
+            self._stored = self._opened(self.session_key)  # The save looks what there is to end.
         super().clear()
 
     def flush(self) -> None:

@@ -996,6 +996,21 @@ def test_a_logout_by_hand_ends_the_login(browser: Browser, users: list[Any], act
     assert not list(mongo_store().sessions(str(users[0].pk)))
 
 
+def test_a_clear_by_the_token_from_before_a_rotation_changes_nothing(
+    browser: Browser, users: list[Any]
+) -> None:
+    visit(browser, logs_in(users[0]))
+    before = Browser(browser.app, browser.cookie)
+    visit(browser, lambda request: request.session.cycle_key())
+
+    def clears(request: Any) -> None:
+        request.session.get("tea")
+        request.session.clear()
+
+    assert visit(before, clears).status == "200 OK"
+    assert visit(browser, whoami).body == b"alice"
+
+
 def test_neither_clear_nor_the_label_does_any_input_or_output(browser: Browser) -> None:
     """Django has no asynchronous form of `clear`, because it needs none."""
     visit(browser, puts(tea="Assam"))
