@@ -45,14 +45,11 @@ def ended(session: Session) -> Session:
 
 
 def stored(session: Session) -> None:
-    """Store the changes of a session; after a failure, there is no second try in this request."""
-    visit = visit_of(session)
-    if type(visit.known) is Failure:
-        raise visit.known.error
+    """Store the changes of a session; a failure is noted, for no second try in this request."""
     try:
         mongo_store().flush(session)
     except StoreError as error:
-        visit.known = Failure(error)
+        visit_of(session).known = Failure(error)
         raise
 
 

@@ -51,6 +51,7 @@ _NO_TIME = 0.001
 _MOMENT = 1.0
 """Seconds that `close` waits for a server, and for the end of a thread."""
 _NOT_TRIED = re.compile("username|password|auth|event_listeners|auto_encryption|connect$")
+"""The options of a login, those by which others would notice a trial, and the one of the trial."""
 _FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""

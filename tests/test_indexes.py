@@ -249,33 +249,37 @@ def test_an_index_may_take_longer_than_a_visitor_waits(
     assert on(stored).keys() == {"_id", *INDEXES}
 
 
+@pytest.fixture
+def after_the_list(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Have a fault happen between the list of the indexes and the making of the first."""
+
+    def after_the_list(happen: Callable[[], None]) -> None:
+        def listed(_: Any) -> list[Any]:
+            happen()
+            return []
+
+        monkeypatch.setattr(indexes, "_listed", listed)
+
+    return after_the_list
+
+
 def test_a_server_that_goes_down_is_not_waited_for_as_long_as_an_index(
     made: Made,  # noqa: F811
     proxy: Proxy,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    after_the_list: Callable[[Callable[[], None]], None],
 ) -> None:
     collection = made(proxy.uri, server_selection_timeout_ms=500)
-
-    def goes_down(_: Any) -> list[Any]:
-        proxy.refuse()
-        return []
-
-    monkeypatch.setattr(indexes, "_listed", goes_down)
+    after_the_list(proxy.refuse)
     failure_of(collection.ensure_indexes)
 
 
 def test_a_timeout_of_the_application_counts_for_an_index_too(
     made: Made,  # noqa: F811
     proxy: Proxy,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    after_the_list: Callable[[Callable[[], None]], None],
 ) -> None:
     collection = made(proxy.uri)
-
-    def falls_silent(_: Any) -> list[Any]:
-        proxy.silent()
-        return []
-
-    monkeypatch.setattr(indexes, "_listed", falls_silent)
+    after_the_list(proxy.silent)
     with pymongo.timeout(0.5):
         assert "in time" in str(failure_of(collection.ensure_indexes, LONGEST / 3))
 

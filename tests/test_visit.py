@@ -131,20 +131,27 @@ def test_a_store_and_the_settings_beside_it_have_the_same_times(
     assert info.expires_at - now == (timedelta(minutes=30) if said else timedelta(days=14))
 
 
-def test_the_settings_beside_a_store_say_when_its_sessions_die() -> None:
-    store = MemoryStore({"session_expires": "1 hour", "session_remember": "3 days"})
-    settings = {"session_expires": "2 hours", "session_lifetime": "4 days"}
+@pytest.mark.parametrize(
+    ("of_store", "settings", "expected"),
+    [
+        (
+            {"session_expires": "1 hour", "session_remember": "3 days"},
+            {"session_expires": "2 hours", "session_lifetime": "4 days"},
+            Times(timedelta(hours=2), timedelta(days=3), timedelta(days=4)),
+        ),
+        (  # What is said counts, also if it is the default.
+            {"session_remember": "3 days", "session_lifetime": "none"},
+            {"session_remember": "30 days", "session_lifetime": "30 days"},
+            Times(timedelta(days=14), timedelta(days=30), timedelta(days=30)),
+        ),
+    ],
+)
+def test_the_settings_beside_a_store_say_when_its_sessions_die(
+    of_store: dict[str, Any], settings: dict[str, Any], expected: Times
+) -> None:
+    store = MemoryStore(of_store)
     SessionMiddleware(on_session(lambda _: None), settings, store=store)
-    times = visit_of(store.open(None)).times
-    assert times == Times(timedelta(hours=2), timedelta(days=3), timedelta(days=4))
-
-
-def test_a_time_that_is_said_counts_also_if_it_is_the_default() -> None:
-    store = MemoryStore({"session_remember": "3 days", "session_lifetime": "none"})
-    settings = {"session_remember": "30 days", "session_lifetime": "30 days"}
-    SessionMiddleware(on_session(lambda _: None), settings, store=store)
-    times = visit_of(store.open(None)).times
-    assert times == Times(timedelta(days=14), timedelta(days=30), timedelta(days=30))
+    assert visit_of(store.open(None)).times == expected
 
 
 @pytest.mark.parametrize("store", [MemoryStore, {"mongodb_password": "hunter2"}, "memory"])

@@ -1,8 +1,8 @@
 """Try every order of the commands of overlapping requests, and print which promises it breaks.
 
-`python -m tests.explore` explores what `make explore` does, half an hour on two cores; options such
-as `--sets pairs --kinds rotate,logout --starts member` choose. It ends with 1 if any promise is
-broken.
+`python -m tests.explore` explores what `make explore` does, ten minutes to half an hour on two
+cores; options such as `--sets pairs --kinds rotate,logout --starts member` choose. It ends with 1
+if any promise is broken.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ PLAN = [
     ("faults", "mongodb"),
     *(("some faults", engine) for engine in ("standalone", "documentdb", "sealed", "limited")),
 ]
-"""The sets that are explored where nobody chooses, and the engines: half an hour of two cores.
+"""The sets that are explored where nobody chooses, and the engines.
+
+They take ten minutes to half an hour of two cores.
 
 Triples take hours, and are for who chooses a start and some kinds.
 """
