@@ -39,8 +39,6 @@ KINDS = ("read", "set", "read and set")
 CONNECTIONS = (1, 8, 64)
 SECONDS = 0.4
 """The time of one turn: so short that all contenders have theirs within a moment."""
-SAMPLE = 5000
-"""The sessions of a large collection that are asked for, in turn."""
 
 
 class Served:
@@ -187,8 +185,7 @@ def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figu
         for size in sizes:
             tell(f"storing {size:,} sessions twice")
             for name, app in apps.items():
-                stored = fill_up(client[app.database]["sessions"], size, tell)
-                tokens[name] = spread(tokens.get(name, []) + stored, SAMPLE)
+                tokens[name] = fill_up(client[app.database]["sessions"], size, tell)
             tell(f"throughput with {size:,} sessions")
             with machine.beside_the_server():
                 found[str(size)] = {
@@ -209,11 +206,6 @@ def _asked(
         ]
         for name, cookie in names.items()
     }
-
-
-def spread(values: list[str], number: int) -> list[str]:
-    """Return so many of the values, from throughout."""
-    return values[:: max(1, len(values) // number)]
 
 
 def pid_of(uri: str) -> int | None:
