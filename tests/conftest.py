@@ -74,8 +74,13 @@ def pytest_fixture_setup() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    with paused() if item.get_closest_marker("unmeasured") else resumed():
+    with resumed() if is_measured(item) else paused():
         return (yield)
+
+
+def is_measured(item: pytest.Item) -> bool:
+    """Say whether a test tells what is covered; what Hypothesis makes up covers it by luck."""
+    return not any(map(item.get_closest_marker, ("unmeasured", "hypothesis")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -91,14 +96,19 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, for `make quick` to leave them out; begin with long tests.
+    """Mark the tests that need a server, for `make quick` to leave them out; deal all to processes.
 
-    A process that began with a long test at the end would keep all others waiting.
+    Each process of pytest-xdist begins with a part of the list. The modules are dealt like cards:
+    neighbours in the alphabet that wait a lot would else be left for the end, all of them. Long
+    tests come first, for one that began at the end would keep all processes but its own waiting.
     """
     for item in items:
         if "mongodb_uri" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    modules = dict.fromkeys(item.path for item in items)
+    part_of = {module: number % processes for number, module in enumerate(modules)}
+    items.sort(key=lambda item: (part_of[item.path], item.get_closest_marker("timeout") is None))
 
 
 @pytest.hookimpl(tryfirst=True)

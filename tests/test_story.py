@@ -337,12 +337,14 @@ def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "_WAITS", ())
 
 
+@pytest.mark.unmeasured
 @pytest.mark.timeout(LONGEST)
 @pytest.mark.server  # For seconds of waiting or of work.
 def test_whatever_happens_in_whatever_order_is_as_the_contract_says(clock: Clock) -> None:
     _tell(STORIES or 100, Client(), "memory", clock)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.server
 @pytest.mark.timeout(LONGEST)
 def test_a_server_keeps_to_the_same_stories(

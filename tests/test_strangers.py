@@ -828,6 +828,7 @@ class Unstored(MongoStore):
         self._life._sessions = Unasked(self.settings)
 
 
+@pytest.mark.unmeasured
 def test_ten_thousand_tokens_are_all_different() -> None:
     store = Unstored({"mongodb_session_db": "x"})
     tokens = {store.create().token or "" for _ in range(10_000)}

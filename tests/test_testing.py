@@ -201,7 +201,6 @@ class TestForgetful(Conformance):
 def test_broken_stores_do_not_pass(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text(BROKEN)
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider"]
-    command.append(str(tmp_path))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(tmp_path)],
