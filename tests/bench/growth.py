@@ -62,8 +62,17 @@ def fill_up(collection: Collection[Any], size: int, tell: Tell) -> list[str]:
     return sample(tokens, min(len(tokens), SAMPLE))
 
 
+def visit(collection: Collection[Any], tokens: list[str]) -> None:
+    """Let the sessions of these tokens have been visited just now."""
+    ids = list(map(id_of, tokens))
+    collection.update_many({"_id": {"$in": ids}}, {"$set": _moments()})
+
+
 def _session(token: str) -> Any:
-    now = datetime.now(timezone.utc)
-    moments = {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}
-    new = {"_id": id_of(token), "v": 1, "data": _DATA, "owner": None} | moments
+    new = {"_id": id_of(token), "v": 1, "data": _DATA, "owner": None} | _moments()
     return RawBSONDocument(encode(new))
+
+
+def _moments() -> dict[str, datetime]:
+    now = datetime.now(timezone.utc)
+    return {"created_at": now, "seen_at": now, "expires_at": now + timedelta(days=14)}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from statistics import quantiles
 from typing import Any
 
@@ -21,7 +22,7 @@ from pymongo.errors import PyMongoError
 from . import machine
 from .contest import CONTENDERS
 from .crowd import Crowd, cookie_of, request_of
-from .growth import fill_up
+from .growth import fill_up, visit
 from .measure import ROOT, Figures, Tell, databases
 
 WORKERS = {
@@ -175,7 +176,8 @@ def in_turns(
 def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figures:
     """Return the figures of the floor and of ours, by how many sessions are stored.
 
-    The browsers ask for sessions throughout the collection, so the database needs all of it.
+    The browsers ask for sessions throughout the collection, so the database needs all of it. They
+    are as if visited just now: the floor renews none, and of ours none is to be due.
     """
     found: Figures = {}
     database = pid_of(uri)
@@ -186,6 +188,8 @@ def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figu
             tell(f"storing {size:,} sessions twice")
             for name, app in apps.items():
                 tokens[name] = fill_up(client[app.database]["sessions"], size, tell)
+            for name, app in apps.items():
+                visit(client[app.database]["sessions"], tokens[name])
             tell(f"throughput with {size:,} sessions")
             with machine.beside_the_server():
                 found[str(size)] = {
@@ -198,10 +202,13 @@ def by_sessions(uri: str, sizes: Sequence[int], rounds: int, tell: Tell) -> Figu
 def _asked(
     kind: str, names: dict[str, str], tokens: dict[str, list[str]], number: int = 8
 ) -> dict[str, list[Any]]:
-    """Return the requests of each browser, which share the sessions among them."""
+    """Return the requests of each browser, which share the sessions among them.
+
+    A turn goes on where the one before it ended, or it would ask for the same few sessions.
+    """
     return {
         name: [
-            [request_of(kind, f"{cookie}={token}") for token in tokens[name][first::number]]
+            cycle([request_of(kind, f"{cookie}={token}") for token in tokens[name][first::number]])
             for first in range(number)
         ]
         for name, cookie in names.items()
