@@ -6,6 +6,7 @@ import _thread
 import atexit
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -121,7 +122,7 @@ class SessionCollection:
         around = connecting.timeout_around()
         is_longer = around is not None and not 0 < around <= (self._timeout or 0)
         try:
-            if documents is None or self._is_direct or is_longer:
+            if documents is None or self._is_direct or is_longer or connecting.BOUND.get():
                 return self.once(command, size)
             return _run(documents, command, size)
         except StoreError as error:
@@ -137,7 +138,7 @@ class SessionCollection:
         document, each refusal is a `SessionDataError`, whatever the words of the server.
         """
         # The client and the look at the member take of the command's time.
-        with self.deadline(monotonic()):
+        with self.deadline(monotonic()), connecting.unbound():
             documents = self.documents
             if self._is_direct:
                 _demand_the_primary(documents)
@@ -151,7 +152,7 @@ class SessionCollection:
         """
         found, end = iter(cursor), object()
         while True:
-            with explaining(), self.deadline(monotonic()):
+            with explaining(), self.deadline(monotonic()), connecting.unbound():
                 one = next(found, end)
             if one is end:
                 return
@@ -170,7 +171,8 @@ class SessionCollection:
 
     def ensure_indexes(self) -> None:
         """Make the missing indexes, TTL and `owner`, however long the server takes."""
-        indexes.ensure(self.documents)
+        with connecting.unbound():
+            indexes.ensure(self.documents)
         self._indexes.finish()
 
     def ensure_indexes_in_passing(self) -> None:
@@ -207,12 +209,20 @@ class SessionCollection:
         pid = os.getpid()
         if self._client is not None:
             return self._made.setdefault(pid, self._collection_of(self._client))
+        if sys.is_finalizing():  # No thread begins any more.
+            raise self._no_client(NetworkTimeout("Python is about to end"))
         mine: Future[Documents] = Future()
-        making = self._making.setdefault(pid, mine)
-        if making is mine:
-            self._begin_making(pid, mine)
+        try:
+            making = self._making.setdefault(pid, mine)
+            if making is mine:
+                self._begin_making(pid, mine)
+        except BaseException:  # Of the handler of a signal: the next request makes another try.
+            if self._making.get(pid) is mine:
+                del self._making[pid]
+            mine.cancel()
+            raise
         wait([making], self._patience())
-        if not making.done():
+        if making.cancelled() or not making.done():
             raise self._no_client(self._too_late())
         error = making.exception()
         if error is not None:

@@ -7,12 +7,15 @@ or replaces a connection that was idle for too long.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import suppress
-from contextvars import copy_context
-from threading import Semaphore, Thread
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
+from threading import BoundedSemaphore, Thread
 from typing import Any, TypeVar
+
+from pymongo.client_session import ClientSession
 
 from .failures import LookUpTimeoutError
 
@@ -48,7 +51,7 @@ else:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._threads = Semaphore(_MOST_THREADS)
+            self._threads = BoundedSemaphore(_MOST_THREADS)
 
         def connect(self, *args: Any, **kwargs: Any) -> Connection:
             """Make a connection, or raise an error when the time of the command is up."""
@@ -60,18 +63,29 @@ else:
                 try:
                     return connect(*args, **kwargs)
                 finally:
-                    self._threads.release()
+                    self._leave()
 
             if not self._threads.acquire(timeout=max(left, 0)):
                 raise LookUpTimeoutError("no connection in time")
-            made: futures.Future[Connection] = futures.Future()
             try:
+                made: futures.Future[Connection] = futures.Future()
                 begin(made, make, lambda connection: connection.close_conn(None))
             except RuntimeError:  # No thread is to be had.
                 return make()
+            except BaseException:  # Of the handler of a signal.
+                self._leave()
+                raise
             return result_of(made, left + _GRACE)
 
+        def _leave(self) -> None:
+            with suppress(ValueError):  # The thread had begun, and has left already.
+                self._threads.release()
+
     OPTIONS = {"_pool_class": _PatientPool}
+
+_HOME_OF_SESSIONS = sys.modules[ClientSession.__module__]
+BOUND: ContextVar[Any] = getattr(_HOME_OF_SESSIONS, "_SESSION", ContextVar("_", default=None))
+"""The session that the application has bound; not public, and older drivers have none."""
 
 T = TypeVar("T")
 
@@ -79,6 +93,19 @@ _MOST_THREADS = 2
 """The threads of a pool that connect at the same time; the driver has the same limit."""
 _GRACE = 0.05
 """Seconds by which the driver's own error, with more words, may come first."""
+
+
+@contextmanager
+def unbound() -> Iterator[None]:
+    """Run commands outside of a session or a transaction of the application's own.
+
+    By `ClientSession.bind`, the driver would take that for any command, and by any client.
+    """
+    token = BOUND.set(None)
+    try:
+        yield
+    finally:
+        BOUND.reset(token)
 
 
 def begin(

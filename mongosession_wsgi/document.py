@@ -138,6 +138,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 """The fields of a stored session and their types, listed here and nowhere else."""
 _KINDS = frozenset(product(*_FIELDS.values()))
 """The types of all fields of a session together."""
+_NEVER = datetime(8999, 1, 1)
+"""A moment so far that a later one makes no difference, and the longest span ends before 9999."""
 _OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
 """BSON's numbers for types, shorter than names in the commands of most requests."""
@@ -335,7 +337,7 @@ def decode(raw: bytes) -> Record | Mark | None:
 def read(found: Mapping[str, Any]) -> Record | Mark | None:
     """Read a stored document, decoded by `CODEC`; None for a document not of our form."""
     id_, version = found.get("_id"), found.get("v")
-    if type(id_) is not str or version not in VERSIONS:
+    if type(id_) is not str or version not in VERSIONS or version is True:
         return None
     if "data" in found:
         fields: tuple[Any, ...] = tuple(map(found.get, _FIELDS))
@@ -347,11 +349,11 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
         elif not all(type(value) is bytes for value in data.values()):
             return None
         return Record(
-            id_, data, owner, _in_utc(created_at), _in_utc(seen_at), _in_utc(expires_at), label,
-            remember, version,
+            id_, data, owner, _in_utc(min(created_at, _NEVER)), _in_utc(min(seen_at, _NEVER)),
+            _in_utc(expires_at), label, remember, version,
         )  # fmt: skip
     expires_at, successor = found.get("expires_at"), found.get("successor")
-    if not isinstance(expires_at, datetime):
+    if not isinstance(expires_at, datetime) or type(successor) not in (str, NoneType):
         return None
     by_login, ended = bool(found.get("login")), found.get("ended")
     return Mark(id_, _in_utc(expires_at), successor, "owner" in found, by_login, ended)

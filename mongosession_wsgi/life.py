@@ -14,6 +14,7 @@ from secrets import token_urlsafe
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import bson
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
@@ -122,15 +123,15 @@ class Life:
 
     def write(self, visit: Visit) -> Step:
         """Write the difference, and move the expiry when that is due. There is no upsert."""
-        record, changes, now = visit.known, visit.draft.difference(), self._clock()
+        begun, record = monotonic(), visit.known
+        changes, now = visit.draft.difference(), self._clock()
         assert type(record) is Record  # noqa: S101
         due = visit.times.is_renewal_due(record, now)
         stays = visit.remember is None or not visit.changes_times
         if changes is UNCHANGED and stays and not due:
             return Step(Outcome.KEPT, record)
         if record.expires_at <= now:  # It died since, unless somebody has used it.
-            known = self.look(visit)
-            return Step(Outcome.LOOK if type(known) is Record else Outcome.ENDED, known)
+            return self._not_written(visit, begun)
         used = visit.times.used(record._replace(remember=visit.kind), now, visit.until)
         moments = {"seen_at": used.seen_at, "expires_at": used.expires_at}
         terms: dict[str, Any] = {}
@@ -138,12 +139,15 @@ class Life:
             terms["remember"] = used.remember
         if visit.until is not None:  # No other moment may move back.
             terms["expires_at"] = moments.pop("expires_at")
+        elif used.remember is False:  # Nor may a moment that another request said since.
+            del moments["expires_at"]
         seal = _seal_of(visit) if record.version == document.SEALED else None
         change = document.update_of(changes, moments, terms, seal)
         selected = document.live_seen(record.id, now, record.version)
+        selected["remember"] = record.remember
         if self._sessions.attempt(lambda them: update(them, selected, change)):
             return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
-        return Step(Outcome.ENDED, record)
+        return self._not_written(visit, begun)
 
     def start(self, visit: Visit) -> Step:
         """Store a new session, unless nothing was set."""
@@ -161,7 +165,12 @@ class Life:
             image = self._swap(visit)
             if image is None:
                 return self._not_swapped(visit)
-            record = self._live(document.decode(image), visit)
+            found = document.decode(image)
+            if found is None:  # Not of our form after all: left alone.
+                _log_foreign(id_of(visit.token))
+                self._put_back(visit, image)
+                return self._not_there(visit, NOTHING)
+            record = self._live(found, visit)
             if type(record) is not Record:
                 return self._not_there(visit, NOTHING)
             try:
@@ -239,6 +248,13 @@ class Life:
         raise visit.known.error
 
     # The parts of the moves.
+
+    def _not_written(self, visit: Visit, begun: float) -> Step:
+        """Look why a seen session could not be written: it has ended, or has another kind now."""
+        with self._sessions.deadline(begun):
+            known = self.look(visit)
+        is_over = type(known) is Nothing or type(known) is Mark
+        return Step(Outcome.ENDED if is_over else Outcome.LOOK, known)
 
     def _not_there(self, visit: Visit, known: Known) -> Step:
         """Go on without a live session to change; `known` stands in its place.
@@ -343,14 +359,14 @@ class Life:
             version=version,
         )
 
-    def _put_back(self, visit: Visit, image: bytes, record: Record) -> None:
+    def _put_back(self, visit: Visit, image: bytes, record: Record | None = None) -> None:
         """Undo a swap whose successor cannot be stored, unless the session was ended since."""
         mark = document.marked(id_of(visit.token), self._clock()) | {
             "successor": id_of(visit.new_token),
             "ended": {"$exists": False},
         }
         self._sessions.attempt(lambda them: _raw(them).replace_one(mark, RawBSONDocument(image)))
-        if self._limit is not None:  # A login meanwhile did not count the session.
+        if self._limit is not None and record:  # A login meanwhile did not count the session.
             self._is_within(self._limit, record, visit.times)
 
     def _after_end(self, visit: Visit) -> Step:
@@ -444,8 +460,10 @@ class Life:
     def _outlines(self, conditions: dict[str, Any]) -> Iterator[Record | Mark]:
         """Return the sessions and marks that match, without data."""
         each = self._sessions.each
-        found = self._sessions.attempt(lambda them: list(each(them.find(conditions, {"data": 0}))))
-        return (one for one in map(document.outline, found) if one is not None)
+        found = self._sessions.attempt(
+            lambda them: list(each(_raw(them).find(conditions, {"data": 0})))
+        )
+        return (one for one in map(_outline, found) if one is not None)
 
     def _end_one(self, id: str, sign: str) -> bool | Mark:
         """End the live session of an id; else return the mark there, with the end noted on it.
@@ -595,6 +613,15 @@ def _seal_of(visit: Visit) -> Seal:
     if visit.seal is None:
         visit.seal = _new_seal(visit.token)
     return visit.seal
+
+
+def _outline(found: RawBSONDocument) -> Record | Mark | None:
+    """Read a document fetched without the data; None for one not of our form."""
+    try:
+        decoded = bson.decode(found.raw, codec_options=document.CODEC)
+    except BSONError:
+        return None
+    return document.outline(decoded)
 
 
 def _raw(them: Documents) -> Any:

@@ -201,8 +201,8 @@ class Visit:
     def log_in(self, login: Login) -> None:
         """Have the session get a new token and a new owner at the commit."""
         self.touch()
-        if self.draft.data:
-            self.read()  # The owner of the data decides whether the data stays.
+        if self.draft.data and self.state is not State.DESTROYED:
+            self.look()  # The owner before decides whether the data stays.
         if self.owner not in (None, login.owner):
             self.draft.wipe()
         self.draft.drop(self.secrets)

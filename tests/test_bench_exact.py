@@ -112,8 +112,8 @@ BYTES = {
     "first visit": 278,
     "read": 105,
     "set": 417,
-    "read and set": 455,
-    "nested change": 538,
+    "read and set": 465,
+    "nested change": 548,
     "log in": 6449,
     "log out": 352,
 }

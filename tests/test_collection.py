@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient, _csot, monitoring
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import (
     ConfigurationError,
@@ -37,7 +38,7 @@ from pymongo.errors import (
 )
 from pymongo.uri_parser import parse_uri
 
-from mongosession_wsgi import MongoStore, SessionDataError, SettingsError, StoreError
+from mongosession_wsgi import MongoStore, SessionDataError, SettingsError, StoreError, connecting
 from mongosession_wsgi.collection import Documents, SessionCollection, find, insert
 from mongosession_wsgi.connecting import OPTIONS
 from mongosession_wsgi.document import MAX_SIZE
@@ -319,6 +320,68 @@ def test_a_connection_more_without_a_thread(made: Made) -> None:
     grow_old(collection)
     with no_threads(of="mongosession"):
         assert collection.attempt(look) is None
+
+
+@pytest.mark.parametrize("place", ["_begin_making", "begin"])
+def test_a_request_that_was_interrupted_in_the_making_of_the_client(
+    made: Made, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The handler of a signal raises, such as that of a time limit for requests."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    collection = made()
+    with monkeypatch.context() as patched:
+        owner: Any = connecting if place == "begin" else SessionCollection
+        patched.setattr(owner, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collection.attempt(look)
+    assert collection.attempt(look) is None
+
+
+def test_connections_that_were_interrupted_leave_room_for_others(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    collection = made(max_idle_time_ms=1)
+    for _ in range(3):
+        grow_old(collection)
+        with monkeypatch.context() as patched:
+            patched.setattr(connecting, "begin", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                collection.attempt(look)
+    assert collection.attempt(look) is None
+
+
+def test_a_first_use_at_the_end_of_python_fails_at_once(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = made()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "is_finalizing", lambda: True)
+        assert "Python is about to end" in str(failure_of(lambda: collection.attempt(look)))
+    assert collection.attempt(look) is None
+
+
+@pytest.mark.skipif(not hasattr(ClientSession, "bind"), reason="needs PyMongo 4.18")
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_session_that_the_application_has_bound_is_not_ours(
+    settings: dict[str, Any], client: MongoClient[Any], shared: bool
+) -> None:
+    with closing(MongoStore(settings, client=client if shared else None)) as store:
+        session = store.open(None)
+        session.login("alice")
+        store.flush(session)
+        with client.start_session() as theirs, theirs.bind(), theirs.start_transaction():
+            client[settings["mongodb_session_db"]]["orders"].insert_one({"n": 1})
+            assert [one.owner for one in store.sessions("alice")] == ["alice"]
+            assert store.revoke_all("alice") == 1
+            store.ensure_indexes()
+            theirs.abort_transaction()
+        assert list(store.sessions("alice")) == []
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), ValueError("x"), OSError("x")])

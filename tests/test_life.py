@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
+import bson
 import pytest
 from pymongo.errors import DuplicateKeyError
 
@@ -222,9 +223,26 @@ def test_a_session_that_was_seen_and_has_ended_is_not_written(scene: Scene) -> N
         session = scene.store.open(scene.stored({"a": 1}))
         session["b"] = len(session)
         end(str(session.id))
-        assert committed(scene, session) == (["update_one"], Outcome.ENDED)
+        assert committed(scene, session) == (["update_one", "find"], Outcome.ENDED)
         assert scene.live() == []
         assert committed(scene, session) == ([], KEPT)
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_a_moment_that_was_said_meanwhile_holds(scene: Scene, clock: Clock, sets: bool) -> None:
+    token = scene.stored({"a": 1})
+    for soon in (timedelta(minutes=30), timedelta(minutes=25)):
+        clock.advance(minutes=6)
+        said = clock.now + soon
+        session = scene.store.open(token)
+        assert len(session) == 1
+        scene.request(token, lambda other, said=said: visit_of(other).live_until(said))  # type: ignore[misc]
+        if sets:
+            session["a"] = soon.seconds
+        scene.store.flush(session)
+        found = scene.store.open(token)
+        assert found.get("a") == (soon.seconds if sets else 1)
+        assert found.expires_at == said
 
 
 def test_keys_set_without_a_look_begin_a_session_where_none_is(scene: Scene) -> None:
@@ -325,6 +343,15 @@ def test_a_login_of_the_same_owner_is_said_on_the_mark(scene: Scene) -> None:
     assert committed(scene, session) == ([SWAP, "insert_one"], CREATED)
 
 
+def test_a_login_drops_what_another_owner_set_after_a_clear(scene: Scene) -> None:
+    session = scene.store.open(scene.stored({"a": 1}, owner="alice"))
+    session.clear()
+    session["b"] = 2
+    session.login("bob")
+    scene.store.flush(session)
+    assert scene.live() == [("bob", {})]
+
+
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_login_keeps_nothing_of_another_owner(scene: Scene, seen: bool) -> None:
     token = scene.stored({"a": 1}, owner="alice")
@@ -398,6 +425,16 @@ def test_a_rotation_takes_what_others_have_written_meanwhile(scene: Scene) -> No
     scene.request(token, lambda other: other.update(b=2, d=2))
     scene.store.flush(session)
     assert scene.live() == [(None, {"a": [1, 2], "b": 2, "d": 2})]
+
+
+def test_what_only_looks_like_a_session_is_left_alone(scene: Scene) -> None:
+    token = scene.stored({"a": 1})
+    before = bson.decode(scene.server.documents[id_of(token)]) | {"label": 5}
+    scene.put(**{"id": before.pop("_id")} | before)
+    session = scene.store.open(token)
+    session.regenerate()
+    assert committed(scene, session) == ([SWAP, "replace_one"], KEPT)
+    assert bson.decode(scene.server.documents[id_of(token)]) == {"_id": id_of(token)} | before
 
 
 @pytest.mark.parametrize("login", [False, True])

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import bson
 import pytest
 from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
-from mongosession_wsgi.document import Record, decode, id_of
+from mongosession_wsgi.document import Mark, Record, decode, id_of
 from mongosession_wsgi.session import visit_of
+from mongosession_wsgi.testing import MemoryStore, memory
 
 from .conftest import Clock
 
@@ -192,6 +195,54 @@ def test_a_document_with_a_wrong_owner_or_moment_is_no_session(
     stored.insert_one(document(token, clock.now, **other))
     assert store.retrieve(token) is None
     assert list(store.sessions()) == []
+
+
+@pytest.mark.parametrize("moment", ["created_at", "seen_at", "expires_at"])
+def test_a_moment_at_the_end_of_time_is_one(
+    settings: dict[str, Any], store: MongoStore, stored: Collection[Any], clock: Clock, moment: str
+) -> None:
+    never = datetime(9999, 12, 31, tzinfo=timezone.utc)
+    token = "t" * 43
+    stored.insert_one(document(token, clock.now, owner="alice", **{moment: never}))
+    assert store.retrieve(token) == {"a": 1}
+    assert [one.owner for one in store.sessions()] == ["alice"]
+    with closing(MongoStore(settings | {"session_limit": 2}, clock=clock)) as limited:
+        session = limited.open(token)
+        session.login("alice")
+        limited.flush(session)
+        assert session.owner == "alice"
+
+
+@pytest.mark.parametrize("other", [{"v": True}, {"v": "1"}, {"v": 3}], ids=str)
+def test_another_version_is_no_session(clock: Clock, other: dict[str, Any]) -> None:
+    assert decode(bson.encode(document("t" * 43, clock.now, **other))) is None
+
+
+def test_a_successor_that_is_no_id_makes_no_mark(clock: Clock) -> None:
+    mark = {"_id": "a", "v": 1, "expires_at": clock.now}
+    assert isinstance(decode(bson.encode(mark | {"successor": "b"})), Mark)
+    assert decode(bson.encode(mark | {"successor": {"$gt": ""}})) is None
+
+
+def test_a_text_that_is_no_utf_8_keeps_no_other_session_of_the_owner(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = memory.Collection.find
+
+    def spoil(self: Any, *args: Any, **options: Any) -> list[Any]:
+        found: list[Any] = find(self, *args, **options)
+        return [RawBSONDocument(one.raw.replace(b"QQQQ", b"\xff\xfe\xff\xfe")) for one in found]
+
+    store = MemoryStore({"session_limit": 2}, clock=clock)
+    for label in ("QQQQ", "tablet"):
+        session = store.open(None)
+        session.login("alice", label=label)
+        store.flush(session)
+    monkeypatch.setattr(memory.Collection, "find", spoil)
+    session = store.open(None)
+    session.login("alice")
+    store.flush(session)
+    assert store.revoke_all("alice") == 2
 
 
 def test_a_moment_beyond_python_can_be_read(clock: Clock) -> None:

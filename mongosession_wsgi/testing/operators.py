@@ -49,7 +49,8 @@ def _holds(value: Any, operator: str, operand: Any) -> bool:
             return bool((value is not _MISSING) == operand)
         case "$type":
             numbers = operand if isinstance(operand, list) else [operand]
-            return any(type(value) is _TYPES[number] for number in numbers)
+            values = [value, *value] if isinstance(value, list) else [value]
+            return any(type(one) is _TYPES[number] for one in values for number in numbers)
         case "$not":
             return not _fulfils(value, operand)
         case "$ne":

@@ -184,11 +184,11 @@ class Floor:
                 self._update(id_, now, {"data.key000": fresh()})
             case "read and set":
                 self._find(id_, now)["key000"]
-                self._update(id_, now, {"data.key000": fresh()})
+                self._update(id_, now, {"data.key000": fresh()}, remember=None)
             case "nested change":
                 cart = self._find(id_, now)["cart"]
                 cart[1]["count"] += 1
-                self._update(id_, now, {"data.cart": cart})
+                self._update(id_, now, {"data.cart": cart}, remember=None)
             case "log in":
                 ended: Any = self._sessions.find_one_and_delete(self._live(id_, now))
                 return self._insert(now, ended["data"], "alice")
@@ -211,9 +211,9 @@ class Floor:
         data: dict[str, Any] = found["data"]
         return data
 
-    def _update(self, id_: str, now: datetime, fields: dict[str, Any]) -> None:
+    def _update(self, id_: str, now: datetime, fields: dict[str, Any], **seen: None) -> None:
         moments = {"seen_at": now, "expires_at": now + timedelta(days=14)}
-        self._sessions.update_one(self._live(id_, now), {"$max": moments, "$set": fields})
+        self._sessions.update_one(self._live(id_, now) | seen, {"$max": moments, "$set": fields})
 
     def _insert(self, now: datetime, data: dict[str, Any], owner: str | None) -> str:
         token = token_urlsafe(32)
