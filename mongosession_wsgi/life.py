@@ -250,9 +250,16 @@ class Life:
     # The parts of the moves.
 
     def _not_written(self, visit: Visit, begun: float) -> Step:
-        """Look why a seen session could not be written: it has ended, or has another kind now."""
+        """Look why a seen session could not be written: it has ended, or has another kind now.
+
+        A moment of death of the same kind as before gives way to the other kind, which was said.
+        """
+        was = visit.known
+        assert type(was) is Record  # noqa: S101
         with self._sessions.deadline(begun):
             known = self.look(visit)
+        if type(known) is Record and visit.remember == (was.remember,) != (known.remember,):
+            visit.until = visit.remember = None
         is_over = type(known) is Nothing or type(known) is Mark
         return Step(Outcome.ENDED if is_over else Outcome.LOOK, known)
 

@@ -228,6 +228,21 @@ def test_a_session_that_was_seen_and_has_ended_is_not_written(scene: Scene) -> N
         assert committed(scene, session) == ([], KEPT)
 
 
+def test_a_default_gives_way_to_a_moment_that_was_said_meanwhile(
+    scene: Scene, clock: Clock
+) -> None:
+    """Django says a moment at each save, of the default kind unless a view said `set_expiry`."""
+    token = scene.stored({"a": 1})
+    session = scene.store.open(token)
+    session["a"] = len(session) + 1
+    visit_of(session).live_until(clock.now + timedelta(days=14), None)
+    said = clock.now + timedelta(minutes=30)
+    scene.request(token, lambda other: visit_of(other).live_until(said))
+    scene.store.flush(session)
+    found = scene.store.open(token)
+    assert (found, found.expires_at) == ({"a": 2}, said)
+
+
 @pytest.mark.parametrize("sets", [False, True])
 def test_a_moment_that_was_said_meanwhile_holds(scene: Scene, clock: Clock, sets: bool) -> None:
     token = scene.stored({"a": 1})
