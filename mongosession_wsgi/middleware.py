@@ -88,6 +88,7 @@ class _Response:
     __slots__ = (
         "_environ",
         "_exchange",
+        "_failure",
         "_phase",
         "_start_response",
         "_write",
@@ -102,6 +103,8 @@ class _Response:
         self._environ = environ
         self._start_response = start_response
         self._phase = _Phase.HELD
+        # The error that has the response end as a failure, though the application may go on.
+        self._failure: BaseException | None = None
         # The status and the headers from the application, until the server has them.
         self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
@@ -117,6 +120,10 @@ class _Response:
             return self._start_response(status, self._exchange.headers(headers), exc_info)
         if self.held is not None and exc_info is None:
             raise AssertionError("start_response was called again without exc_info (PEP 3333)")
+        if exc_info is not None:
+            error = exc_info[1]  # Uncaught, where a framework makes a 500 of the error.
+            is_uncaught = status.startswith("500") and isinstance(error, StoreError)
+            self._failure = error if is_uncaught else None
         self.held = status, list(headers)
         return self.write
 
@@ -151,7 +158,7 @@ class _Response:
             raise
 
     def close(self) -> None:
-        close, self.body = getattr(self.body, "close", None), ()
+        close, self.body, self._failure = getattr(self.body, "close", None), (), None
         try:
             if close is not None:
                 self.run(close)
@@ -165,16 +172,22 @@ class _Response:
         """Store the session, then hand the headers to the server: once, and in this order."""
         if self._phase is _Phase.COMMITTED:
             return
+        if self._failure is not None:
+            raise self._failure
         if self.held is None:
             raise AssertionError("the application did not call start_response (PEP 3333)")
-        (status, headers), self.held = self.held, None
+        status, headers = self.held
         exchange = self._exchange
         if not exchange.is_untouched:
-            exchange.commit(status)
+            try:
+                exchange.commit(status)
+            except BaseException as error:
+                self._failure = error  # An application may swallow the errors of `write`.
+                raise
             headers = exchange.headers(headers)
         elif status.startswith("5"):
             exchange.discard()
-        self._phase = _Phase.COMMITTED
+        self._phase, self.held = _Phase.COMMITTED, None
         self._write = self._start_response(status, headers)
 
     def leave(self) -> None:

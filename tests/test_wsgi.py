@@ -6,6 +6,7 @@ import gc
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 from wsgiref.util import FileWrapper
@@ -13,6 +14,7 @@ from wsgiref.validate import validator
 
 import pytest
 from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect
 
 from mongosession_wsgi import (
     MongoStore,
@@ -20,8 +22,10 @@ from mongosession_wsgi import (
     SessionDataError,
     SessionMiddleware,
     SessionWarning,
+    StoreError,
 )
 from mongosession_wsgi.document import id_of
+from mongosession_wsgi.testing.memory import Client, MemoryStore
 
 from .wsgi import Browser, Response, call, conforming, environ_of
 
@@ -616,6 +620,70 @@ def test_the_body_of_a_request_that_fails_at_the_commit_is_closed(wrapped: Any) 
     with pytest.raises(SessionDataError):
         wrapped(app)(environ, lambda *_: lambda _: None)
     assert body.closed == 1
+
+
+def failing(*_: object) -> None:
+    raise StoreError("MongoDB is down")
+
+
+def swallowing(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    environ["mongosession"]["a"] = 1
+    write = start_response("200 OK", PLAIN)
+    for _ in range(2):
+        with suppress(Exception):  # The application takes any error for a client that went away.
+            write(b"never sent")
+    return []
+
+
+@pytest.fixture
+def down(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> MongoStore:
+    def run(*_: object) -> None:
+        raise AutoReconnect("the connection broke")
+
+    monkeypatch.setattr(Client, "run", run)
+    return MemoryStore(settings)
+
+
+def test_a_commit_that_fails_is_a_503_though_the_application_swallows_the_error(
+    settings: dict[str, Any], down: MongoStore
+) -> None:
+    response = call(SessionMiddleware(swallowing, settings, store=down), environ_of())
+    assert response.status == "503 Service Unavailable"
+
+
+@pytest.mark.parametrize("returned", [list, iter], ids=["list", "iterator"])
+@pytest.mark.parametrize(
+    ("status", "answered"),
+    [("500 Oh", "503 Service Unavailable"), ("502 Oh", "502 Oh"), ("200 OK", "200 OK")],
+)
+def test_a_500_for_an_error_of_the_store_is_a_503(
+    visit: Any, status: str, answered: str, returned: Any
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            failing()
+        except StoreError:
+            start_response(status, PLAIN, sys.exc_info())
+        return returned([b"sorry"])
+
+    response = visit(app)
+    assert response.status == answered
+    assert response.header("Retry-After") == ("5" if answered.startswith("503") else None)
+
+
+def test_an_error_page_of_the_applications_own_takes_the_place_of_a_commit_that_fails(
+    settings: dict[str, Any], down: MongoStore
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["mongosession"]["a"] = 1
+        try:
+            start_response("200 OK", PLAIN)(b"never sent")
+        except StoreError:
+            start_response("502 Bad Gateway", PLAIN, sys.exc_info())
+        return [b"back soon"]
+
+    response = call(SessionMiddleware(app, settings, store=down), environ_of())
+    assert (response.status, response.body) == ("502 Bad Gateway", b"back soon")
 
 
 # Inside of one another.

@@ -18,6 +18,7 @@ from mongosession_wsgi import (
     SessionMiddleware,
     SessionWarning,
     SettingsError,
+    StoreError,
 )
 from mongosession_wsgi.bottle import MongoSessionPlugin
 
@@ -223,6 +224,32 @@ def test_an_outage_is_a_503() -> None:
     refused = browser.get("/")
     assert (refused.status, refused.cookie) == ("503 Service Unavailable", None)
     assert browser.get("/plain").status == "200 OK"
+
+
+def fail_in_the_store(*_: object, **__: object) -> None:
+    raise StoreError("MongoDB is down")
+
+
+def test_an_uncaught_error_of_the_store_is_a_503_without_a_use_of_the_session(
+    app: App, browser: Browser
+) -> None:
+    app.get("/")(fail_in_the_store)
+    app.get("/hook")(lambda: "never sent")
+    app.add_hook("after_request", lambda: request.path == "/hook" and fail_in_the_store())
+    for path in ("/", "/hook"):
+        refused = browser.get(path)
+        assert refused.status == "503 Service Unavailable"
+        assert refused.header("Retry-After") == "5"
+
+
+def test_a_logout_is_carried_out_whatever_else_of_a_store_fails(
+    app: App, browser: Browser, store: MongoStore
+) -> None:
+    app.get("/")(count)
+    app.get("/logout")(lambda session: fail_in_the_store(session.destroy()))
+    browser.get("/")
+    browser.get("/logout")
+    assert store.retrieve(browser.token) is None
 
 
 # How it is installed.
