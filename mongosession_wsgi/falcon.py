@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from falcon import HTTPServiceUnavailable, Request, Response, code_to_http_status
@@ -18,6 +20,8 @@ from .exchange import (
 )
 from .settings import Settings
 from .store import Store
+
+_UNCAUGHT = "mongosession.falcon.uncaught"
 
 
 class SessionComponent:
@@ -48,7 +52,9 @@ class SessionComponent:
                 )
             exchange = req.env[self._key] = self._exchanges.open(req.env)
             exchange.is_running = True
+            setattr(req, self._key, exchange)
         req.context.session = req.env[KEY]
+        vars(req)["log_error"] = partial(_log_error, req)
 
     def process_response(
         self,
@@ -62,27 +68,47 @@ class SessionComponent:
         The status tells a failed request, and `req_succeeded` does not: applications also raise
         redirects and 4xx.
         """
-        exchange = req.env.get(self._key)
-        if exchange is None:  # An earlier component has failed, or a middleware commits.
-            return
-        exchange.is_running = False
+        noted = vars(req)
+        noted.pop("log_error", None)  # Else the request, a cycle, would wait for the collector.
+        exchange: Exchange | None = noted.get(self._key)
         try:
-            resp.render_body()  # Media that fail to serialize are to do so before the commit.
-            exchange.commit(code_to_http_status(resp.status))
+            # Without an exchange, an earlier component has failed, or a middleware commits.
+            if exchange is not None:
+                _commit(exchange, resp)
+            if _UNCAUGHT in noted and code_to_http_status(resp.status).startswith("500"):
+                raise noted.pop(_UNCAUGHT)
         except StoreError as error:
             logger.error("Answered 503: %s", error, exc_info=error)
-            _set_headers(resp, exchange)
             raise HTTPServiceUnavailable(
                 description=UNAVAILABLE,
                 headers={"Cache-Control": "no-store"},
                 retry_after=RETRY_AFTER,
             ) from error
-        except BaseException:
-            exchange.abandon()
-            raise
+
+
+def _log_error(req: Request, message: str) -> None:
+    """Be the `req.log_error` by which Falcon tells of an error that nobody handles.
+
+    Nothing else of ours learns of the error before `process_response`.
+    """
+    error = sys.exc_info()[1]
+    if isinstance(error, StoreError):
+        vars(req)[_UNCAUGHT] = error
+    type(req).log_error(req, message)
+
+
+def _commit(exchange: Exchange, resp: Response) -> None:
+    exchange.is_running = False
+    try:
+        resp.render_body()  # Media that fail to serialize are to do so before the commit.
+        exchange.commit(code_to_http_status(resp.status))
+    except BaseException:
+        exchange.abandon()
+        raise
+    finally:
         _set_headers(resp, exchange)
-        if resp.stream is not None and not hasattr(resp.stream, "read"):
-            resp.stream = exchange.watched(resp.stream)
+    if resp.stream is not None and not hasattr(resp.stream, "read"):
+        resp.stream = exchange.watched(resp.stream)
 
 
 def _set_headers(resp: Response, exchange: Exchange) -> None:

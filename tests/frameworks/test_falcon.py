@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ref
 
 import falcon
 import falcon.asgi
@@ -22,7 +24,7 @@ from mongosession_wsgi import (
 )
 from mongosession_wsgi.falcon import SessionComponent
 
-from ..wsgi import COOKIE, DOWN, Browser, conforming
+from ..wsgi import COOKIE, DOWN, Browser, call, conforming, environ_of
 
 Use = Callable[[falcon.Request, falcon.Response], Any]
 
@@ -317,6 +319,22 @@ def test_one_environ_may_pass_through_twice(component: SessionComponent) -> None
     assert browser.get().body == b"1"
 
 
+def test_a_second_pass_that_never_reaches_ours_has_no_cookie(component: SessionComponent) -> None:
+    class Cache:
+        passes = 0
+
+        def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+            self.passes += 1
+            resp.complete = self.passes == 2
+
+    app = falcon.App(middleware=list[Any]([Cache(), component]))
+    app.add_route("/", Page(set_n))
+    environ = environ_of()
+    assert call(app, environ).cookie
+    again = call(app, environ)
+    assert (again.cookie, again.header("Vary")) == (None, None)
+
+
 def test_media_that_cannot_be_serialized_change_nothing(component: SessionComponent) -> None:
     def use(req: falcon.Request, resp: falcon.Response) -> None:
         req.context.session["n"] = 2
@@ -324,7 +342,9 @@ def test_media_that_cannot_be_serialized_change_nothing(component: SessionCompon
 
     browser = Browser(app_of(component, index=get_n, set=set_n, media=use))
     browser.get("/set")
-    assert browser.get("/media").status == "500 Internal Server Error"
+    answer = browser.get("/media")
+    assert answer.status == "500 Internal Server Error"
+    assert "Cookie" in str(answer.header("Vary"))
     assert browser.get().body == b"1"
 
 
@@ -337,9 +357,63 @@ def test_what_cannot_be_stored_fails_the_request(component: SessionComponent) ->
     browser = Browser(app_of(component, index=get_n, bad=bad))
     answer = browser.get("/bad")
     assert (answer.status, answer.cookie) == ("500 Internal Server Error", None)
+    assert "Cookie" in str(answer.header("Vary"))
+
+
+def test_a_request_leaves_its_environ_to_no_garbage_collector(component: SessionComponent) -> None:
+    class Upload: ...
+
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        req.env["upload"] = Upload()
+        uploads.append(ref(req.env["upload"]))
+        set_n(req, resp)
+
+    uploads: list[ref[Upload]] = []
+    app = app_of(component, index=use)
+    gc.disable()
+    try:
+        call(app, environ_of())
+        assert uploads[0]() is None
+    finally:
+        gc.enable()
 
 
 # MongoDB down.
+
+
+def fail_in_the_store(*_: object) -> None:
+    raise StoreError("MongoDB is down")
+
+
+@pytest.mark.parametrize("path", ["/", "/set"])
+def test_an_uncaught_error_of_the_store_is_a_503_without_a_use_of_the_session(
+    path: str, settings: dict[str, Any], store: MongoStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        set_n(req, resp)
+        fail_in_the_store()
+
+    alone = app_of(SessionComponent(settings, store=store), index=fail_in_the_store, set=use)
+    within = app_of(SessionComponent(), index=fail_in_the_store, set=use)
+    for app in (alone, SessionMiddleware(conforming(within), settings, store=store)):
+        caplog.clear()
+        answer = Browser(app).get(path, **{"wsgi.errors": (errors := io.StringIO())})
+        assert (answer.status, answer.cookie) == ("503 Service Unavailable", None)
+        assert answer.header("Retry-After") == "5"
+        assert "StoreError: MongoDB is down" in errors.getvalue()
+        assert [one.levelno for one in caplog.records] == [logging.ERROR]
+
+
+def test_an_error_of_the_store_that_is_caught_is_for_the_application(
+    component: SessionComponent,
+) -> None:
+    def use(req: falcon.Request, resp: falcon.Response) -> None:
+        try:
+            fail_in_the_store()
+        except StoreError:
+            req.log_error("no matter")
+
+    assert Browser(app_of(component, index=use)).get().status == "200 OK"
 
 
 def use_down(*others: object) -> falcon.App[Any, Any]:
