@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _END: Any = object()
+_WRAPPER = "wsgi.file_wrapper"
 _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
 
@@ -52,6 +53,9 @@ class SessionMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if EXCHANGE in environ and session_around(environ) is not None:
             return self._app(environ, start_response)  # An outer middleware of ours commits.
+        wrapper = environ.get(_WRAPPER)
+        if wrapper is not None and not isinstance(wrapper, (type, _FileWrapper)):
+            environ[_WRAPPER] = _FileWrapper(wrapper)
         exchange = self._exchanges.open(environ)
         response = _Response(exchange, environ, start_response)
         exchange.is_running = True
@@ -73,6 +77,20 @@ class SessionMiddleware:
                 raise
         finally:
             exchange.is_running = False
+
+
+class _FileWrapper:
+    """A server's `wsgi.file_wrapper` that is a function, as of uWSGI, and the last of its bodies."""
+
+    __slots__ = ("_own", "made")
+
+    def __init__(self, own: Callable[..., Iterable[bytes]]) -> None:
+        self._own = own
+        self.made: Iterable[bytes] = _END
+
+    def __call__(self, *arguments: Any) -> Iterable[bytes]:
+        self.made = self._own(*arguments)
+        return self.made
 
 
 class _Phase(Enum):
@@ -219,7 +237,9 @@ class _Response:
 
 def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
     """Say whether the server gets the `body` itself, to count items or to send a file."""
-    wrapper = environ.get("wsgi.file_wrapper")
+    wrapper = environ.get(_WRAPPER)
+    if isinstance(wrapper, _FileWrapper) and body is wrapper.made:
+        return True
     if isinstance(wrapper, type) and isinstance(body, wrapper):
         return True
     return hasattr(body, "__len__") and not hasattr(body, "close")

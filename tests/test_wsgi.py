@@ -201,7 +201,15 @@ def test_the_applications_own_list_is_handed_on(wrapped: Any) -> None:
     assert wrapped(app)(environ_of(), lambda *_: lambda _: None) is own
 
 
-def test_the_applications_own_file_wrapper_is_handed_on(wrapped: Any) -> None:
+class FileMaker:
+    """A server whose `wsgi.file_wrapper` is a bound method, as that of mod_wsgi."""
+
+    def wrap(self, file: io.BytesIO, size: int = 8192) -> Iterable[bytes]:
+        return FileWrapper(file, size)
+
+
+@pytest.mark.parametrize("wrapper", [FileWrapper, FileMaker().wrap, lambda file: file])
+def test_the_applications_own_file_wrapper_is_handed_on(wrapped: Any, wrapper: Any) -> None:
     own: list[Any] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -210,8 +218,9 @@ def test_the_applications_own_file_wrapper_is_handed_on(wrapped: Any) -> None:
         own.append(environ["wsgi.file_wrapper"](io.BytesIO(b"file")))
         return own[0]
 
-    environ = environ_of(**{"wsgi.file_wrapper": FileWrapper})
-    assert wrapped(app)(environ, lambda *_: lambda _: None) is own[0]
+    environ = environ_of(**{"wsgi.file_wrapper": wrapper})
+    for _ in range(2):
+        assert wrapped(app)(environ, lambda *_: lambda _: None) is own.pop()
 
 
 def test_a_file_wrapper_that_is_a_function_does_no_harm(wrapped: Any) -> None:
