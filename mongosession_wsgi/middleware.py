@@ -80,7 +80,7 @@ class SessionMiddleware:
 
 
 class _FileWrapper:
-    """A server's `wsgi.file_wrapper` that is a function, as of uWSGI, and the last of its bodies."""
+    """A server's `wsgi.file_wrapper` that is a function, as of uWSGI, and the last body made."""
 
     __slots__ = ("_own", "made")
 

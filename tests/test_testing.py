@@ -298,6 +298,43 @@ def test_webtests_client(app: Any, memory: MemoryStore) -> None:
     use(client, lambda: str(client.get("/").text), memory)
 
 
+OVER_TLS = {"HTTP_HOST": "shop.example.com", "wsgi.url_scheme": "https"}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"session_path": "/shop"},
+        {"session_domain": "example.com"},
+        {"session_partitioned": True},
+        {"session_name": "sid"},
+    ],
+)
+def test_the_attributes_of_the_cookie_count(attributes: dict[str, Any]) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["mongosession"].regenerate()
+        return count(environ, start_response)
+
+    one, another = MemoryStore(attributes), MemoryStore(attributes)
+    client = Client(SessionMiddleware(app, attributes, store=one))
+    url = "https://shop.example.com" if "session_domain" in attributes else None
+    use(client, lambda: client.get("/shop/", url, buffered=True).text, one)
+    webtest = TestApp(SessionMiddleware(app, attributes, store=another), extra_environ=OVER_TLS)
+    use(webtest, lambda: str(webtest.get("/shop/").text), another)
+
+
+def test_the_cookies_beside_ours_stay_as_they_are(memory: MemoryStore) -> None:
+    environ = {"HTTP_COOKIE": 'prefs={"dark":true}; sid=stale;name="a b"'}
+    with session_of(environ, memory) as session:
+        session["n"] = 1
+        token = session.token
+    assert environ["HTTP_COOKIE"] == f'prefs={{"dark":true}}; name="a b"; sid={token}'
+    with session_of(environ, memory) as session:
+        assert session == {"n": 1}
+        session.destroy()
+    assert environ["HTTP_COOKIE"] == 'prefs={"dark":true}; name="a b"'
+
+
 def test_a_plain_environ(app: Any, memory: MemoryStore) -> None:
     environ = {"HTTP_COOKIE": "other=1"}
     browser = Browser(app)

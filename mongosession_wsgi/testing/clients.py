@@ -6,12 +6,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.cookies import SimpleCookie
-from types import MappingProxyType
+from email.message import Message
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
+from urllib.request import Request
 
 from werkzeug.test import create_environ
 
+from ..cookie import Cookie
 from ..exchange import Exchanges
 from ..session import Session
 from ..store import MongoStore
@@ -34,7 +36,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
         with client.session_transaction() as session:
             yield session
         return
-    jar, exchanges = _jar_of(client), Exchanges(store.settings, store)
+    jar, exchanges = _jar_of(client, store.settings.domain), Exchanges(store.settings, store)
     environ = create_environ(base_url=jar.base_url, environ_overrides=jar.peer)
     cookie = exchanges.cookies.cookie_for(environ)
     if cookie.secure and jar.way_out is not None and environ["wsgi.url_scheme"] == "http":
@@ -42,7 +44,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
             f"session_of: the session's cookie is Secure at {jar.base_url}, so that this client, "
             f"as a browser, never sends it back; {jar.way_out}, or set session_secure to false"
         )
-    token = jar.get(cookie.name)
+    token = jar.get(cookie)
     if token is not None:
         environ["HTTP_COOKIE"] = f"{cookie.name}={token}"
     exchange = exchanges.open(environ)
@@ -50,7 +52,7 @@ def session_of(client: Any, store: MongoStore) -> Iterator[Session]:
     exchange.commit("200 OK")
     for header, value in exchange.headers([]):
         if header == "Set-Cookie":
-            jar.set(cookie.name, SimpleCookie(value)[cookie.name].value, value)
+            jar.set(cookie, exchange.visit.token, value)
 
 
 def _has_an_interface_of_ours(client: Any) -> bool:
@@ -59,13 +61,13 @@ def _has_an_interface_of_ours(client: Any) -> bool:
     return type(interface).__module__.startswith("mongosession_wsgi.")
 
 
-def _jar_of(client: Any) -> _Jar:
+def _jar_of(client: Any, domain: str | None) -> _Jar:
     if isinstance(client, dict):
         return _OfEnviron(client)
     if hasattr(client, "cookiejar"):
         return _OfWebTest(client)
     if hasattr(client, "get_cookie"):
-        return _OfWerkzeug(client)
+        return _OfWerkzeug(client, domain)
     if hasattr(client, "base_url") and hasattr(getattr(client, "cookies", None), "jar"):
         return _OfHttpx(client)
     raise TypeError(
@@ -84,10 +86,10 @@ class _Jar(ABC):
     """How to have it send a Secure cookie; None where it sends each anyway."""
 
     @abstractmethod
-    def get(self, name: str) -> str | None: ...
+    def get(self, cookie: Cookie) -> str | None: ...
 
     @abstractmethod
-    def set(self, name: str, value: str, header: str) -> None: ...
+    def set(self, cookie: Cookie, value: str, header: str) -> None: ...
 
 
 def _base_url(environ: dict[str, Any]) -> str:
@@ -96,18 +98,21 @@ def _base_url(environ: dict[str, Any]) -> str:
 
 
 class _OfWerkzeug(_Jar):
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, domain: str | None) -> None:
         self._client = client
+        if domain is not None:
+            self.base_url = f"http://{domain.removeprefix('.')}/"
 
-    def get(self, name: str) -> str | None:
-        cookie = self._client.get_cookie(name)
-        return None if cookie is None else str(cookie.value)
+    def get(self, cookie: Cookie) -> str | None:
+        found = self._client.get_cookie(cookie.name, cookie.domain or "localhost", cookie.path)
+        return None if found is None else str(found.value)
 
-    def set(self, name: str, value: str, header: str) -> None:  # noqa: ARG002
+    def set(self, cookie: Cookie, value: str, header: str) -> None:  # noqa: ARG002
+        place = {"domain": cookie.domain or "localhost", "path": cookie.path}
         if value:
-            self._client.set_cookie(name, value)
+            self._client.set_cookie(cookie.name, value, origin_only=cookie.domain is None, **place)
         else:
-            self._client.delete_cookie(name)
+            self._client.delete_cookie(cookie.name, **place)
 
 
 class _OfWebTest(_Jar):
@@ -117,20 +122,19 @@ class _OfWebTest(_Jar):
         self._client = client
         self.base_url = _base_url(client.extra_environ)
 
-    def get(self, name: str) -> str | None:
-        value = self._client.cookies.get(name)
+    def get(self, cookie: Cookie) -> str | None:
+        value = self._client.cookies.get(cookie.name)
         return None if value is None else str(value)
 
-    def set(self, name: str, value: str, header: str) -> None:  # noqa: ARG002
-        for cookie in self._cookies(name):
-            self._client.cookiejar.clear(cookie.domain, cookie.path, name)
-        if value:
-            self._client.set_cookie(name, value)
-            for cookie in self._cookies(name):
-                cookie.value = value  # WebTest puts values into quotes.
-
-    def _cookies(self, name: str) -> list[Any]:
-        return [cookie for cookie in self._client.cookiejar if cookie.name == name]
+    def set(self, cookie: Cookie, value: str, header: str) -> None:
+        jar = self._client.cookiejar
+        for one in [one for one in jar if one.name == cookie.name]:
+            jar.clear(one.domain, one.path, one.name)
+        if value:  # The jar is to keep the cookie where the jar keeps those of the application.
+            answer = Message()
+            answer["Set-Cookie"] = header
+            request = Request(self.base_url)  # noqa: S310 -- nobody opens the address.
+            jar.extract_cookies(SimpleNamespace(info=lambda: answer), request)
 
 
 class _OfEnviron(_Jar):
@@ -138,19 +142,14 @@ class _OfEnviron(_Jar):
         self._environ = environ
         self.base_url = _base_url(environ)
 
-    def get(self, name: str) -> str | None:
-        morsel = self._cookies().get(name)
-        return None if morsel is None else morsel.value
+    def get(self, cookie: Cookie) -> str | None:
+        return cookie.read(self._environ.get("HTTP_COOKIE", ""))
 
-    def set(self, name: str, value: str, header: str) -> None:  # noqa: ARG002
-        cookies = self._cookies()
-        cookies.pop(name, None)
-        if value:
-            cookies[name] = value
-        self._environ["HTTP_COOKIE"] = cookies.output(attrs=[], header="", sep=";").strip()
-
-    def _cookies(self) -> SimpleCookie:
-        return SimpleCookie(self._environ.get("HTTP_COOKIE", ""))
+    def set(self, cookie: Cookie, value: str, header: str) -> None:  # noqa: ARG002
+        pairs = [pair.strip() for pair in self._environ.get("HTTP_COOKIE", "").split(";")]
+        kept = [pair for pair in pairs if pair and pair.partition("=")[0] != cookie.name]
+        ours = [f"{cookie.name}={value}"] if value else []
+        self._environ["HTTP_COOKIE"] = "; ".join(kept + ours)
 
 
 class _OfHttpx(_Jar):
@@ -164,11 +163,11 @@ class _OfHttpx(_Jar):
         peer = getattr(transport, "remote_addr", None) or getattr(transport, "client", [None])[0]
         self.peer = {"REMOTE_ADDR": peer} if peer else {}
 
-    def get(self, name: str) -> str | None:
-        found = [cookie.value for cookie in self._client.cookies.jar if cookie.name == name]
+    def get(self, cookie: Cookie) -> str | None:
+        found = [one.value for one in self._client.cookies.jar if one.name == cookie.name]
         return found[0] if found else None
 
-    def set(self, name: str, value: str, header: str) -> None:  # noqa: ARG002
+    def set(self, cookie: Cookie, value: str, header: str) -> None:  # noqa: ARG002
         httpx = sys.modules[type(self._client.cookies).__module__.partition(".")[0]]
         response = httpx.Response(
             200,
