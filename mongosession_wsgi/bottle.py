@@ -57,7 +57,7 @@ class MongoSessionPlugin:
 
     def apply(self, callback: Callable[..., Any], route: Route) -> Callable[..., Any]:
         """Return `callback` with the session filled in, if its arguments name a session."""
-        if self._keyword not in signature(route.callback).parameters:
+        if self._keyword not in _arguments_of(route.callback):
             return callback
 
         def with_session(*args: Any, **kwargs: Any) -> Any:
@@ -83,6 +83,13 @@ class _Configured:
             with self._lock:
                 self._made = self._made or self._make()
         return self._made(environ, start_response)
+
+
+def _arguments_of(callback: Callable[..., Any]) -> Iterable[str]:
+    try:
+        return signature(callback).parameters
+    except ValueError:  # A builtin, such as `time.ctime`.
+        return ()
 
 
 def _session() -> Session:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _END: Any = object()
+_OF_SEQUENCES = (list.__iter__, tuple.__iter__)
 _WRAPPER = "wsgi.file_wrapper"
 _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
@@ -242,4 +243,4 @@ def _is_whole(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
         return True
     if isinstance(wrapper, type) and isinstance(body, wrapper):
         return True
-    return hasattr(body, "__len__") and not hasattr(body, "close")
+    return getattr(type(body), "__iter__", None) in _OF_SEQUENCES and not hasattr(body, "close")

@@ -191,10 +191,12 @@ def test_items_pass_one_by_one(wrapped: Any) -> None:
 # What the server is handed.
 
 
-def test_the_applications_own_list_is_handed_on(wrapped: Any) -> None:
-    own = [b"hello"]
+class Named(tuple[bytes, ...]): ...
 
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+
+@pytest.mark.parametrize("own", [[b"hello"], (b"hello",), Named([b"hello"])])
+def test_the_applications_own_list_is_handed_on(wrapped: Any, own: Any) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", PLAIN)
         return own
 
@@ -515,6 +517,55 @@ class Counted(list[bytes]):
 
     def close(self) -> None:
         self._session["b"] = 2
+
+
+class Lazy(list[bytes]):
+    """A body of a length, whose items are made one by one."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__([b"one"])
+        self._session = session
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._session["b"] = 2
+        return super().__iter__()
+
+
+class Indexed:
+    """An iterable by its indexes alone."""
+
+    def __init__(self, session: Session) -> None:
+        self._items = iter(Lazy(session))
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> bytes:
+        if index:
+            raise IndexError
+        return next(self._items)
+
+
+class LazyAndNoList:
+    def __init__(self, session: Session) -> None:
+        self._items = Lazy(session)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._items)
+
+
+@pytest.mark.parametrize("body", [Lazy, LazyAndNoList, Indexed])
+def test_what_a_body_of_a_length_sets_as_its_items_are_made_is_stored(
+    wrapped: Any, store: MongoStore, body: Any
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:  # No validator hides the body.
+        start_response("200 OK", PLAIN)
+        return body(environ["mongosession"])
+
+    assert left_by(wrapped(app), store) == [{"a": 1, "b": 2}]
 
 
 def test_late_changes_by_the_end_of_a_body_that_may_be_counted_are_written(

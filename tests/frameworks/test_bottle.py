@@ -75,6 +75,11 @@ def test_a_handler_that_names_none_costs_nothing(app: App, browser: Browser) -> 
     assert (plain.body, plain.commands, plain.header("Vary")) == (b"as ever", [], None)
 
 
+def test_a_builtin_may_be_a_handler(app: App, browser: Browser) -> None:
+    app.get("/")(str)
+    assert browser.get().status == "200 OK"
+
+
 def test_naming_the_session_without_using_it_costs_nothing(app: App, browser: Browser) -> None:
     app.get("/set")(count)
     app.get("/")(lambda session: "as ever")
