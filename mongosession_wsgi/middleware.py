@@ -54,9 +54,6 @@ class SessionMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if EXCHANGE in environ and session_around(environ) is not None:
             return self._app(environ, start_response)  # An outer middleware of ours commits.
-        wrapper = environ.get(_WRAPPER)
-        if wrapper is not None and not isinstance(wrapper, (type, _FileWrapper)):
-            environ[_WRAPPER] = _FileWrapper(wrapper)
         exchange = self._exchanges.open(environ)
         response = _Response(exchange, environ, start_response)
         exchange.is_running = True
@@ -128,6 +125,9 @@ class _Response:
         self.held: tuple[str, Headers] | None = None
         self._write: Callable[[bytes], object]
         self.body: Iterable[bytes] = ()
+        wrapper = environ.get(_WRAPPER)
+        if wrapper is not None and not isinstance(wrapper, (type, _FileWrapper)):
+            environ[_WRAPPER] = _FileWrapper(wrapper)
 
     def start(
         self, status: str, headers: Headers, exc_info: OptExcInfo | None = None, /

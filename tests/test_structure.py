@@ -71,7 +71,7 @@ FOR_THE_COMMAND = {
     *("__version__", "errors", "failures", "settings", "document", "indexes", "times", "store"),
     "embedded",
 }
-FOR_TESTS = {"errors", "settings", "document", "session", "store", "exchange"}
+FOR_TESTS = {"errors", "settings", "document", "session", "store", "cookie", "exchange"}
 
 
 class Imports(ast.NodeVisitor):
