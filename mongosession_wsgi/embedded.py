@@ -137,7 +137,8 @@ class EmbeddedServer:
         config = self.data / "config.toml"
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not config.exists() and any(self.data.iterdir()):
+            is_ours = config.is_file() and config.stat().st_size == 0
+            if not is_ours and any(self.data.iterdir()):
                 raise EmbeddedServerError(
                     f"The folder {self.data} holds files that are not of an embedded server. "
                     "Choose an empty folder or a new one"

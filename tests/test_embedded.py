@@ -156,13 +156,18 @@ def test_a_folder_that_is_open_to_others_is_closed_before_it_is_filled(tmp_path:
         assert oct(tmp_path.stat().st_mode & 0o7777) == "0o700"
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    (tmp_path / "thesis.txt").write_text("")
+@pytest.mark.parametrize("of_others", ["thesis.txt", "config.toml"])
+def test_a_folder_of_others_is_left_alone(tmp_path: Path, of_others: str) -> None:
+    texts = {of_others: "title = 'Tea'", "server.log": "lines of another server"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    for path in (tmp_path, *tmp_path.iterdir()):
+        path.chmod(0o755)
     with pytest.raises(EmbeddedServerError, match="holds files that are not of an embedded server"):
         EmbeddedServer(tmp_path).start()
-    assert oct(tmp_path.stat().st_mode & 0o7777) == "0o755"
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == texts
+    modes = {oct(path.stat().st_mode & 0o7777) for path in (tmp_path, *tmp_path.iterdir())}
+    assert modes == {"0o755"}
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
