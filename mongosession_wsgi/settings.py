@@ -65,6 +65,7 @@ _UNIT_WORDS = {
     "day": "d", "week": "w", "month": "M", "mo": "M", "year": "y", "yr": "y",
 }  # fmt: skip
 _SPAN = re.compile(r"\+?\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)
+_PLAIN = re.compile(r"[\w.+ -]{1,40}")
 _TRUTH = {
     "true": True, "yes": True, "on": True, "1": True,
     "false": False, "no": False, "off": False, "0": False,
@@ -400,18 +401,23 @@ def _ours(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif key != "session":
             yield key, value
         elif value != "MongoDB":
-            raise SettingsError(
-                f"session: must be 'MongoDB', in this capitalization, not {value!r}"
-            )
+            words = "session: must be 'MongoDB', in this capitalization"
+            raise SettingsError(f"{words}{_instead_of(value)}")
 
 
 def _parsed(key: str, parse: Callable[[Any], Any], value: Any) -> Any:
     try:
         return parse(value)
     except ValueError as error:
-        # A value for MongoDB may be a secret, or a URI with a password under the wrong key.
-        shown = "" if key.startswith("mongodb_") else f", not {value!r:.80}"
+        # A value for MongoDB may be a secret.
+        shown = "" if key.startswith("mongodb_") else _instead_of(value)
         raise SettingsError(f"{key}: must be {error}{shown}") from None
+
+
+def _instead_of(value: Any) -> str:
+    """Return the words for a bad value, if plain: a mapping or a URI may hold a password."""
+    is_plain = isinstance(value, str | int | float) and _PLAIN.fullmatch(str(value))
+    return f", not {value!r}" if is_plain else ""
 
 
 def _option_of(key: str) -> str:
@@ -496,7 +502,8 @@ def _accepted_by_the_driver(option: str, value: Any) -> Any:
     try:
         VALIDATORS[option](option, value)
     except (ValueError, TypeError, KeyError, OverflowError, OSError, PyMongoError) as error:
-        is_secret = option.startswith(_SECRETS) or "@" in str(error)
+        of_others = isinstance(value, Mapping) or "@" in str(error) or "://" in str(error)
+        is_secret = of_others or option.startswith(_SECRETS)
         reason = "" if is_secret else f" ({error})"
         raise ValueError(f"what PyMongo takes for {option}{reason}") from None
     return value

@@ -169,6 +169,14 @@ def test_the_session_engine_is_mongodb_in_this_capitalization(word: Any) -> None
     assert "session: must be 'MongoDB'" in refusal_of({"session": word})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [("session", "mongodb", "not 'mongodb'"), ("session_limit", -1, "not -1")],
+)
+def test_a_plain_word_or_number_is_shown_in_the_error(key: str, value: Any, shown: str) -> None:
+    assert refusal_of({key: value}).endswith(f", {shown}")
+
+
 class Client:
     """As a `MongoClient`, this has attributes of any name: its databases."""
 
@@ -791,6 +799,13 @@ def test_sessions_are_read_from_the_primary_and_written_to_the_majority(
         {"mongodb_uuid_representation": f"mongodb://u:{SECRET}@db1"},
         {"mongodb_tls_ca_file": f"mongodb://u:{SECRET}@db1"},
         {"mongodb_host": f"postgres://u:{SECRET}@db1"},
+        {"mongodb_zlib_compression_level": {"password": SECRET}},
+        {"mongodb_uuid_representation": f"redis://db1/?password={SECRET}"},
+        {"session": {"password": SECRET}},
+        {"session": f"redis://:{SECRET}@db1"},
+        {"session_expires": {"password": SECRET}},
+        {"session_path": [SECRET]},
+        {"session_same_site": f"redis://:{SECRET}@db1"},
     ],
 )
 def test_no_secret_is_in_the_error(settings: Mapping[str, Any]) -> None:
