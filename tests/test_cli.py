@@ -727,6 +727,22 @@ def test_revoke_ends_what_is_selected_and_nothing_else(
     assert (again.stdout, again.stderr) == ("No session matches.\n", "")
 
 
+def test_documents_of_another_form_are_no_sessions(
+    mongosession: Command, many: list[str], stored: Collection[Any]
+) -> None:
+    now = datetime.now(timezone.utc)
+    foreign = {"order-17", "order-17".ljust(43), "a" * 44}
+    stored.insert_many([document(id_, "alice", now) for id_ in foreign])
+    stored.insert_one(document(id_of("odd"), None, now) | {"owner": 5})
+    listed = mongosession("list").stdout.splitlines()
+    assert {line.split("\t")[0] for line in listed} == set(many)
+    assert json.loads(mongosession("stats", "--json").stdout)["live"] == 7
+    one = mongosession("revoke", id_of("odd"), id_of("mark"), "--dry-run")
+    assert one.stdout == "0 sessions would be ended.\n"
+    assert mongosession("revoke", "--all", "--yes").stdout == "7 sessions ended.\n"
+    assert live(stored) == foreign | {id_of("odd")}
+
+
 def test_revoke_by_ids_takes_those_that_look_like_options(
     mongosession: Command, many: list[str], stored: Collection[Any]
 ) -> None:

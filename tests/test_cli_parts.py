@@ -368,6 +368,15 @@ def test_columns_are_as_wide_as_a_terminal_shows_them() -> None:
     assert console._in_column("\x1b[2J", 8) == "\\x1b[2J "
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_id_of_another_program_does_not_command_the_terminal(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    (row,) = console.rows([ONE._replace(id="\x1b]0;owned\x07\n")], NOW)
+    assert "\\x1b]0;owned\\x07\\n" in row
+
+
 def test_sizes_that_are_unknown_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     found = Statistics(live=2, sized=False)
     console.statistics(found)

@@ -21,7 +21,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .. import document
-from ..document import MOVED, SESSION, expired_by
+from ..document import ANY_ID, MOVED, SESSION, expired_by
 from ..errors import StoreError
 from ..failures import NOT_ALLOWED, explaining
 from ..indexes import OURS
@@ -36,7 +36,8 @@ AT_A_TIME = 200
 _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
-_SESSION = SESSION | {"_id": {"$type": "string"}}
+_SESSION = SESSION | {"_id": ANY_ID | {"$regex": "^[A-Za-z0-9_-]{43}$"}}
+"""The condition met by every session, also where no id is asked for; the TTL index has the range."""
 _SIZE = {"$bsonSize": "$$ROOT"}
 SIZED: dict[str, Any] = {"v": 1, "size": _SIZE}
 """A projection with the size of a document."""
@@ -83,9 +84,9 @@ class Selection:
 
     def conditions(self, now: datetime) -> dict[str, Any]:
         """Return the filter of the selected live sessions."""
-        conditions: dict[str, Any] = _SESSION | {"expires_at": {"$gt": now}}
-        if self.owner is not None:
-            conditions["owner"] = self.owner
+        # The owner comes first: the embedded server searches by the first index it meets.
+        owner = {} if self.owner is None else {"owner": self.owner}
+        conditions: dict[str, Any] = owner | _SESSION | owner | {"expires_at": {"$gt": now}}
         if self.idle_for is not None:
             conditions["seen_at"] = {"$lte": now - self.idle_for}
         if self.larger_than is not None:
@@ -146,7 +147,8 @@ class Administration:
     def count_ids(self, ids: Sequence[str]) -> int:
         """Return how many of these ids are of sessions that live, if by now under a new id."""
         among, live = {"_id": {"$in": ids}}, {"expires_at": {"$gt": self._clock()}}
-        return self._counted(among | document.OURS | live | {"ended": {"$exists": False}})
+        kinds = {"$or": [SESSION, MOVED | {"ended": {"$exists": False}}]}
+        return self._counted(among | live | kinds)
 
     def count_expired(self) -> int:
         """Return how many documents `purge` would delete."""

@@ -104,7 +104,7 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
     if not sys.stdout.isatty():
         for one in summaries:
             moments = (one.created_at, one.seen_at, one.expires_at)
-            texts = (one.id, printable(one.owner or ""), *map(datetime.isoformat, moments))
+            texts = (*map(printable, (one.id, one.owner or "")), *map(datetime.isoformat, moments))
             size = "" if one.size is None else str(one.size)
             yield "\t".join((*texts, size, *(["sealed"] if one.sealed else [])))
         return
@@ -121,7 +121,7 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
         idle, left = in_span(now - one.seen_at), in_span(one.expires_at - now)
         size = "-" if one.size is None else in_size(one.size)
         texts = _in_column(one.owner or "-", owner), _in_column(one.label or "-", label)
-        row = f"{one.id:{_ID}} {' '.join(texts)} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
+        row = f"{printable(one.id):{_ID}} {' '.join(texts)} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
         yield f"{head}{row} {sealed if one.sealed else ' ' * len(sealed)}"
         head = ""
 
