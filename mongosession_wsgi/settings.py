@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -485,6 +486,12 @@ _OTHER_NAMES = {
 """The keys of other libraries and frameworks, without `_`, and our keys of the same meaning."""
 
 
+_REFUSALS = (
+    ValueError, TypeError, KeyError, OverflowError, OSError, PyMongoError, UserWarning
+)  # fmt: skip
+"""The errors by which the driver refuses a value."""
+
+
 def _option_value(option: str) -> Callable[[Any], Any]:
     """Return the parser of a `MongoClient` option."""
     if option in _OPTION_PARSERS:
@@ -500,8 +507,10 @@ def _accepted_by_the_driver(option: str, value: Any) -> Any:
     if option in _TEXTS:
         text(value)
     try:
-        VALIDATORS[option](option, value)
-    except (ValueError, TypeError, KeyError, OverflowError, OSError, PyMongoError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Where the driver would ignore the value.
+            VALIDATORS[option](option, value)
+    except _REFUSALS as error:
         of_others = isinstance(value, Mapping) or "@" in str(error) or "://" in str(error)
         is_secret = of_others or option.startswith(_SECRETS)
         reason = "" if is_secret else f" ({error})"

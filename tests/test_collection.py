@@ -894,7 +894,8 @@ def test_nothing_listens(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["timeoutMS=abc", "timeoutMS=-5", "tls=maybe", "authMechanism=SCRAM"]
+    "option",
+    ["timeoutMS=abc", "timeoutMS=-5", "tls=maybe", "authMechanism=SCRAM", "compressors=zlib,zlibb"],
 )
 def test_a_value_in_the_uri_that_the_driver_would_ignore(
     made: Made, mongodb_uri: str, option: str

@@ -576,6 +576,7 @@ def test_a_version_of_the_stable_api_is_taken_as_text(version: Any) -> None:
         ("mongodb_tls_ca_file", "no/such/file", "No such file"),
         ("mongodb_server_monitoring_mode", "often", "poll"),
         ("mongodb_app_name", "x" * 129, "128 bytes"),
+        ("mongodb_compressors", "zlib, zlibb", "Unsupported compressor: zlibb"),
     ],
 )
 def test_the_drivers_own_reason_is_told(key: str, value: str, reason: str) -> None:
@@ -846,7 +847,6 @@ def test_any_mapping_is_parsed_or_refused(mapping: dict[str, Any]) -> None:
             parse(DATABASE | mapping)
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported compressor:UserWarning")
 @hypothesis.settings(deadline=None)
 @given(st.sampled_from(sorted(VALIDATORS)), scalars | st.lists(scalars, max_size=3))
 def test_any_value_of_any_option_is_parsed_or_refused(option: str, value: Any) -> None:
