@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -44,7 +44,7 @@ _BINDS = 3
 
 
 class EmbeddedServerError(SessionError):
-    """The embedded server is not installed, or did not start."""
+    """The embedded server is not installed, did not start, or ended by itself."""
 
 
 class _PortLostError(EmbeddedServerError):
@@ -109,6 +109,15 @@ class EmbeddedServer:
                     watcher.terminate()
                     told = time.monotonic()
                 time.sleep(0.02)
+
+    def wait(self) -> NoReturn:
+        """Wait until the server, which was started, ends by itself.
+
+        Then raises `EmbeddedServerError`, with the last words of the server, if any.
+        """
+        assert self._watcher is not None  # noqa: S101
+        self._watcher.wait()
+        raise self._failure("ended by itself")
 
     def _visit(self) -> bool:
         """Connect to the server once, and say whether it still listens.
@@ -207,7 +216,7 @@ class EmbeddedServer:
         kind = _PortLostError if "Address already in use" in words else EmbeddedServerError
         return kind(
             f"The embedded server {what}, on port {self.port}. "
-            f"The end of its log, {self._log}, says why:\n{words}"
+            f"The end of its log, {self._log}:\n{words}"
         )
 
 
@@ -284,10 +293,13 @@ def _free_port(port: int) -> int:
 
 
 def serve(folder: str | Path, port: int = 0) -> None:
-    """Run a server until Ctrl-C, and print its URI. Raises `EmbeddedServerError`."""
+    """Run a server until Ctrl-C, and print its URI.
+
+    Raises `EmbeddedServerError` if the server does not start, or ends before.
+    """
     with suppress(KeyboardInterrupt), EmbeddedServer(folder, port=port) as server:
         print(server.uri, flush=True)
-        signal.pause()
+        server.wait()
 
 
 def main() -> None:

@@ -274,6 +274,20 @@ def test_a_server_that_ends_early_has_its_last_words_in_the_error(tmp_path: Path
     wait_until_gone(server.pid)
 
 
+def test_a_server_that_ends_by_itself_ends_the_wait_for_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = EmbeddedServer.start
+
+    def start_and_kill(server: EmbeddedServer) -> EmbeddedServer:
+        os.kill(start(server).pid, signal.SIGKILL)
+        return server
+
+    monkeypatch.setattr(EmbeddedServer, "start", start_and_kill)
+    with pytest.raises(EmbeddedServerError, match=r"ended by itself, on port(?s:.*)listening"):
+        embedded.serve(tmp_path)
+
+
 NEVER_STARTS = """#!/bin/sh
 trap 'echo asked > {folder}/asked' TERM
 while true; do sleep 0.1; done
