@@ -1016,14 +1016,19 @@ def test_a_wrong_password_is_told_and_never_shown(mongosession: Command, tmp_pat
 
 
 def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path: Path) -> None:
-    for number, arguments in ((signal.SIGINT, [str(tmp_path / "data")]), (signal.SIGTERM, [])):
-        with started(mongosession.environment, *MODULE, "embedded", *arguments) as process:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = mongosession.environment | {"TMPDIR": str(temporary)}
+    ends = ((signal.SIGINT, [str(tmp_path / "data")]), (signal.SIGTERM, []), (signal.SIGHUP, []))
+    for number, arguments in ends:
+        with started(environment, *MODULE, "embedded", *arguments) as process:
             assert process.stdout is not None
             uri = process.stdout.readline().strip()
             assert "ok" in mongosession("check", "--uri", uri, code=1).stdout
             process.send_signal(number)
             assert process.wait(LONGEST_WAIT) == 0
     assert (tmp_path / "data").exists()
+    assert not list(temporary.iterdir())
 
 
 COMMANDS = ("check", "init", "stats", "list", "show", "revoke", "purge", "embedded")

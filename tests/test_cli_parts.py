@@ -314,6 +314,21 @@ def test_an_address_is_written_as_people_do(address: Any, written: str) -> None:
     assert health._written(address) == written
 
 
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN])
+def test_embedded_outlives_its_terminal_where_nohup_asks_for_it(
+    hangup: signal.Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(commands, "serve", lambda *_: found.append(signal.getsignal(signal.SIGHUP)))
+    before = signal.signal(signal.SIGHUP, hangup), signal.getsignal(signal.SIGTERM)
+    try:
+        commands.program(["embedded"], standalone_mode=False)
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert (found == [signal.SIG_IGN]) is (hangup is signal.SIG_IGN)
+
+
 # What is shown.
 
 

@@ -36,6 +36,8 @@ from .verdicts import Finding, Verdict
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+"""The signals that end the embedded server; a terminal sends the second as it is closed."""
 _LONGEST = timedelta(minutes=10)
 """The time for one MongoDB command that looks at all sessions."""
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
@@ -318,9 +320,18 @@ def embedded(folder: Path | None, port: int) -> None:
     The data is in FOLDER, which is made if need be; without FOLDER, in a folder that is deleted in
     the end. The server is for trying things out, not for production.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in _ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup has it.
+            signal.signal(number, _end_in_order)
     with tempfile.TemporaryDirectory() as temporary:
         serve(folder or temporary, port)
+
+
+def _end_in_order(*_: object) -> NoReturn:
+    """End the command; a terminal that is closed may send its signal twice."""
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def run() -> int:
