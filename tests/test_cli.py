@@ -339,12 +339,23 @@ def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) 
     assert "--db NAME, or MONGOSESSION_DB in the environment" in refused.stderr
 
 
-def test_a_percent_encoded_password_is_read_from_an_ini_file_doubled_or_not(tmp_path: Path) -> None:
-    for written in ("mongodb://u:a%40b@h", "mongodb://u:a%%40b@h"):
-        (tmp_path / "s.ini").write_text(
-            f"[a]\nmongodb_host = {written}\nmongodb_session_db = shop\n"
-        )
-        assert read(tmp_path / "s.ini")["mongodb_host"] == "mongodb://u:a%40b@h"
+@pytest.mark.parametrize(
+    ("section", "written", "read_as"),
+    [
+        ("app:main", "mongodb_password = a%40b", "a%40b"),
+        ("app:main", "mongodb_password = a%%40b", "a%40b"),
+        ("filter-app:shop", "secret = a\nmongodb_password = %(secret)s", "a"),
+        ("myapp", "mongodb_password = a%40b", "a%40b"),
+        ("myapp", "mongodb_password = a%%40b", "a%%40b"),
+        ("myapp", "secret = a\nmongodb_password = %(secret)s", "%(secret)s"),
+        ("myapp", "MongoDB_Password = a", "a"),
+    ],
+)
+def test_an_ini_file_is_read_as_its_application_reads_it(
+    tmp_path: Path, section: str, written: str, read_as: str
+) -> None:
+    (tmp_path / "s.ini").write_text(f"[{section}]\nmongodb_session_db = shop\n{written}\n")
+    assert read(tmp_path / "s.ini")["mongodb_password"] == read_as
 
 
 # When MongoDB fails.

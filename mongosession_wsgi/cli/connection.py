@@ -8,7 +8,7 @@ import re
 import shlex
 import socket
 from collections.abc import Callable, Mapping
-from configparser import ConfigParser, InterpolationError
+from configparser import ConfigParser, InterpolationError, RawConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,6 +39,8 @@ _OPTIONS = {
     "database": "--db",
     "collection": "--coll",
 }
+_OF_PASTE = re.compile(r"^\[(app|composite|filter|pipeline|server)[\w-]*:", re.MULTILINE)
+"""A section of a file for PasteDeploy."""
 _LONGEST_LOOK = 1.0
 """The seconds for a look for a refused connection; a refusal needs far fewer."""
 _BETWEEN_LOOKS = 0.01
@@ -207,10 +209,10 @@ def _from_json(file: Path, _: str | None) -> Any:
 
 
 def _from_ini(file: Path, section: str | None) -> dict[str, str]:
-    """Read a section, `[DEFAULT]` included, as PasteDeploy does."""
-    ini = ConfigParser({"here": str(file.absolute().parent), "__file__": str(file.absolute())})
-    ini.optionxform = str  # type: ignore[assignment,method-assign]
-    ini.read_string(file.read_text(encoding="utf-8-sig"))
+    """Read a section, `[DEFAULT]` included, as the application does that the file is written for."""
+    text = file.read_text(encoding="utf-8-sig")
+    ini = _parser_of_paste(file) if _OF_PASTE.search(text) else RawConfigParser()
+    ini.read_string(text)
     section = section or _only_section(file, ini)
     if section not in ini:
         raise SettingsError(
@@ -219,7 +221,14 @@ def _from_ini(file: Path, section: str | None) -> dict[str, str]:
     return {key: _value(ini, section, key) for key in ini[section]}
 
 
-def _only_section(file: Path, ini: ConfigParser) -> str:
+def _parser_of_paste(file: Path) -> RawConfigParser:
+    """Return the parser of PasteDeploy, which heeds the case of names and interpolates values."""
+    ini = ConfigParser({"here": str(file.absolute().parent), "__file__": str(file.absolute())})
+    ini.optionxform = str  # type: ignore[assignment,method-assign]
+    return ini
+
+
+def _only_section(file: Path, ini: RawConfigParser) -> str:
     """Return the one section that names the database of the sessions."""
     found = [name for name in ini.sections() if "mongodb_session_db" in ini[name]]
     if len(found) != 1:
@@ -231,7 +240,7 @@ def _only_section(file: Path, ini: ConfigParser) -> str:
     return found[0]
 
 
-def _value(ini: ConfigParser, section: str, key: str) -> str:
+def _value(ini: RawConfigParser, section: str, key: str) -> str:
     """Return a value; a `%` without a name belongs to a percent-encoded URI."""
     try:
         return ini.get(section, key)
