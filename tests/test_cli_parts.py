@@ -17,6 +17,7 @@ import click
 import pytest
 from bson.datetime_ms import DatetimeMS
 from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
+from rich.text import Text
 
 from mongosession_wsgi import StoreError
 from mongosession_wsgi.cli import commands, console, health, judging, streams
@@ -390,6 +391,15 @@ def test_an_id_of_another_program_does_not_command_the_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     (row,) = console.rows([ONE._replace(id="\x1b]0;owned\x07\n")], NOW)
     assert "\\x1b]0;owned\\x07\\n" in row
+
+
+def test_a_line_is_whole_where_no_terminal_has_a_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    line = "live " * 40
+    console.styled(Text(line))
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_sizes_that_are_unknown_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:

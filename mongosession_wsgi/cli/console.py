@@ -94,9 +94,16 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+def _with_columns(console: Console) -> Console:
+    """Give a console a width where `COLUMNS` is 0: rich would print nothing."""
+    if console.width < 1:
+        console.width = 80
+    return console
+
+
 def styled(line: Text) -> None:
     """Print a line that is never wrapped; without colours unless stdout is a terminal."""
-    _Console(highlight=False).print(line, soft_wrap=True)
+    _with_columns(_Console(highlight=False)).print(line, soft_wrap=True)
 
 
 def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
@@ -268,7 +275,7 @@ def buckets(counts: Counter[int], bounds: Sequence[str]) -> Iterator[tuple[str, 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr, if that is a terminal; yield the function that moves it."""
-    console = Console(stderr=True)
+    console = _with_columns(Console(stderr=True))
     if not (total and console.is_terminal):
         yield lambda _: None
         return
