@@ -285,6 +285,10 @@ def _free_port(port: int) -> int:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             candidate.bind(("127.0.0.1", port))
+        except OverflowError as error:
+            raise EmbeddedServerError(
+                f"There is no port {port}; choose one from 1 to 65535, or 0 for a free one"
+            ) from error
         except OSError as error:
             raise EmbeddedServerError(
                 f"Port {port} is taken; choose another, or 0 for a free one"

@@ -120,6 +120,12 @@ def test_a_given_port_that_is_taken_is_named(tmp_path: Path, taken_port: int) ->
         EmbeddedServer(tmp_path, port=taken_port).start()
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_given_port_that_is_none_is_named(tmp_path: Path, port: int) -> None:
+    with pytest.raises(EmbeddedServerError, match=f"There is no port {port}"):
+        EmbeddedServer(tmp_path, port=port).start()
+
+
 def test_a_port_lost_to_somebody_is_replaced_by_another(
     tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 """The signals that end the embedded server; a terminal sends the second as it is closed."""
+_MOST = 1_000_000_000
+"""A number of sessions that any server takes."""
 _LONGEST = timedelta(minutes=10)
 """The time for one MongoDB command that looks at all sessions."""
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
@@ -198,7 +200,7 @@ def stats(as_json: bool) -> None:
     metavar="BYTES",
     help="Only sessions of more bytes: 500, 10k, 1M.",
 )
-@option("--newest", type=click.IntRange(1), metavar="N", help="The N that were used last.")
+@option("--newest", type=click.IntRange(1, _MOST), metavar="N", help="The N that were used last.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(
     owner: str | None,
