@@ -1015,6 +1015,39 @@ def test_without_click_or_rich_it_says_what_to_install(environment: dict[str, st
         )
 
 
+INTERRUPTED_EARLY = """
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            signal.raise_signal(signal.SIGINT)
+
+from mongosession_wsgi.cli import main
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+INTERRUPTED_LATE = """
+import atexit, signal
+
+from mongosession_wsgi.cli import main
+
+atexit.register(signal.raise_signal, signal.SIGINT)
+main()
+"""
+
+
+@pytest.mark.parametrize(("program", "code"), [(INTERRUPTED_EARLY, 130), (INTERRUPTED_LATE, 0)])
+def test_a_ctrl_c_before_or_after_the_command_prints_nothing(
+    environment: dict[str, str], program: str, code: int
+) -> None:
+    with started(environment, sys.executable, "-c", program, "--version") as process:
+        _, words = process.communicate(timeout=LONGEST_WAIT)
+    assert (process.returncode, words) == (code, "")
+
+
 def test_a_wrong_password_is_told_and_never_shown(mongosession: Command, tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "db") as server, MongoClient[Any](server.uri) as client:
         client.admin.command("createUser", "shop", pwd="right", roles=["root"])

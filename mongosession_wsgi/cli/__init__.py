@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
+INTERRUPTED = 130
+"""The exit code after a Ctrl-C."""
 _PARTS = {"click", "rich"}
 
 
 def main() -> None:
     """Run the command, or say which packages to install."""
+    try:
+        code = _ran()
+    except KeyboardInterrupt:  # Of the imports: a command that runs has words for it.
+        code = INTERRUPTED
+    finally:  # The driver's end would print a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _ran() -> int:
     try:
         from .commands import run
     except ImportError as error:
@@ -17,4 +30,4 @@ def main() -> None:
         sys.exit(
             "mongosession: the command needs click and rich; pip install 'mongosession-wsgi[cli]'"
         )
-    sys.exit(run())
+    return run()
