@@ -24,6 +24,9 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 """A token: 32 bytes in base64url without padding."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OF_SECURE = ("__host-", "__secure-", "__http-")
+_OF_HTTP_ONLY = ("__http-", "__host-http-")
+"""The prefixes, in lower case, that only a cookie with the attribute can have."""
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")
 _HOST = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::\d*)?")
@@ -192,7 +195,7 @@ def _reasons_for_secure(settings: Settings) -> list[tuple[str, str]]:
     return [
         (key, reason)
         for key, reason, applies in (
-            ("session_name", "with this prefix", name.startswith(("__host-", "__secure-"))),
+            ("session_name", "with this prefix", name.startswith(_OF_SECURE)),
             ("session_same_site", "None", settings.same_site == "None"),
             ("session_partitioned", "true", settings.partitioned),
         )
@@ -209,6 +212,10 @@ def _cookie(settings: Settings, several: _Once, *, secure: bool) -> Cookie:
     if name.lower().startswith("__host-") and (settings.domain or settings.path != "/"):
         raise SettingsError(
             f"session_name: a cookie named {name!r} has no session_domain, and session_path /"
+        )
+    if name.lower().startswith(_OF_HTTP_ONLY) and not settings.http_only:
+        raise SettingsError(
+            f"session_is_http_only: a cookie named {name!r} must be HttpOnly, so not false"
         )
     cookie = Cookie(
         name=name,

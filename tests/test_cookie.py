@@ -303,6 +303,9 @@ def test_the_setting_forces_either(secure: bool, environ: dict[str, Any]) -> Non
         {"session_name": "__Secure-sid"},
         {"session_name": "__hOsT-sid"},
         {"session_name": "__SECURE-sid"},
+        {"session_name": "__Http-sid"},
+        {"session_name": "__HTTP-sid"},
+        {"session_name": "__Host-Http-sid"},
     ],
 )
 def test_what_needs_secure_has_it_everywhere_and_refuses_to_go_without(
@@ -364,7 +367,15 @@ def test_applications_at_different_paths_have_different_cookies_in_development()
         assert re.fullmatch(r"mongosession[!#$%&'*+.^_`|~0-9A-Za-z-]*", name)
 
 
-@pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__HOST-", "__hOsT-"])
+@pytest.mark.parametrize("prefix", ["__Http-", "__http-", "__Host-Http-", "__hOsT-hTTp-"])
+def test_a_cookie_that_is_named_http_only_is(prefix: str) -> None:
+    settings = {"session_name": f"{prefix}sid"}
+    assert cookie_of(settings).http_only
+    message = refusal_of(settings | {"session_is_http_only": "false"})
+    assert message.startswith("session_is_http_only: ")
+
+
+@pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__HOST-", "__hOsT-", "__Host-Http-"])
 @pytest.mark.parametrize("scope", [{"session_domain": "a.b"}, {"session_path": "/shop"}])
 def test_a_cookie_of_one_host_has_no_domain_and_no_path(prefix: str, scope: dict[str, Any]) -> None:
     assert refusal_of({"session_name": f"{prefix}sid"} | scope).startswith("session_name: ")
