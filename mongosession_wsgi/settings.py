@@ -403,7 +403,7 @@ def _ours(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
         elif value != "MongoDB":
             words = "session: must be 'MongoDB', in this capitalization"
-            raise SettingsError(f"{words}{_instead_of(value)}")
+            raise SettingsError(f"{words}{_if_plain(value)}")
 
 
 def _parsed(key: str, parse: Callable[[Any], Any], value: Any) -> Any:
@@ -411,11 +411,11 @@ def _parsed(key: str, parse: Callable[[Any], Any], value: Any) -> Any:
         return parse(value)
     except ValueError as error:
         # A value for MongoDB may be a secret.
-        shown = "" if key.startswith("mongodb_") else _instead_of(value)
+        shown = "" if key.startswith("mongodb_") else _if_plain(value)
         raise SettingsError(f"{key}: must be {error}{shown}") from None
 
 
-def _instead_of(value: Any) -> str:
+def _if_plain(value: Any) -> str:
     """Return the words for a bad value, if plain: a mapping or a URI may hold a password."""
     is_plain = isinstance(value, str | int | float) and _PLAIN.fullmatch(str(value))
     return f", not {value!r}" if is_plain else ""

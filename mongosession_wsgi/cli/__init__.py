@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-INTERRUPTED = 130
+_INTERRUPTED = 130
 """The exit code after a Ctrl-C."""
 _PARTS = {"click", "rich"}
 
@@ -15,7 +15,7 @@ def main() -> None:
     try:
         code = _ran()
     except KeyboardInterrupt:  # Of the imports: a command that runs has words for it.
-        code = INTERRUPTED
+        code = _INTERRUPTED
     finally:  # The driver's end would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

@@ -37,7 +37,7 @@ _READ_AT_A_TIME = 1000
 """MongoDB would send 16 MiB at once."""
 
 _SESSION = SESSION | {"_id": ANY_ID | {"$regex": "^[A-Za-z0-9_-]{43}$"}}
-"""The condition met by every session, also where no id is asked for; the TTL index has the range."""
+"""The condition met by every session, where no id is asked for; the TTL index has the range."""
 _SIZE = {"$bsonSize": "$$ROOT"}
 SIZED: dict[str, Any] = {"v": 1, "size": _SIZE}
 """A projection with the size of a document."""

@@ -22,7 +22,7 @@ from .. import __version__
 from ..embedded import serve
 from ..errors import SessionError, logger
 from ..store import MongoStore, utc_now
-from . import INTERRUPTED, console, streams
+from . import console, streams
 from .administration import Administration, NotAllowedError, Selection, Summary
 from .arguments import TakesIds, argument, as_id, as_ids, as_size, as_span, option
 from .connection import Connection, reach
@@ -35,7 +35,7 @@ from .verdicts import Finding, Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FAILED, _PIPE_BROKEN = 1, 141
+_FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 """The signals that end the embedded server; a terminal sends the second as it is closed."""
 _MOST = 1_000_000_000
@@ -363,7 +363,7 @@ def _ran() -> int:
         return error.exit_code
     except click.Abort:
         say("Interrupted.")
-        return INTERRUPTED
+        return _INTERRUPTED
 
 
 @contextmanager
@@ -456,7 +456,7 @@ def _work(done: str, what: str, total: int, batches: Iterator[int], nothing: str
     except KeyboardInterrupt:
         so_far = f"{count:,} of {counted(total, what)} {done}"
         say(f"Interrupted: {so_far}. Run it again to go on.")
-        _exit(INTERRUPTED)
+        _exit(_INTERRUPTED)
     except SessionError:
         say(f"{count:,} of {counted(total, what)} {done} before it failed.")
         raise

@@ -209,7 +209,7 @@ def _from_json(file: Path, _: str | None) -> Any:
 
 
 def _from_ini(file: Path, section: str | None) -> dict[str, str]:
-    """Read a section, `[DEFAULT]` included, as the application does that the file is written for."""
+    """Read a section, `[DEFAULT]` included, as the application of the file does."""
     text = file.read_text(encoding="utf-8-sig")
     ini = _parser_of_paste(file) if _OF_PASTE.search(text) else RawConfigParser()
     ini.read_string(text)

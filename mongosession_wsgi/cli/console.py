@@ -127,8 +127,9 @@ def rows(summaries: Iterable[Summary], now: datetime) -> Iterator[str]:
     for one in summaries:
         idle, left = in_span(now - one.seen_at), in_span(one.expires_at - now)
         size = "-" if one.size is None else in_size(one.size)
-        texts = _in_column(one.owner or "-", owner), _in_column(one.label or "-", label)
-        row = f"{printable(one.id):{_ID}} {' '.join(texts)} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
+        columns = ((one.id, _ID), (one.owner or "-", owner), (one.label or "-", label))
+        shown = " ".join(_in_column(*column) for column in columns)
+        row = f"{shown} {idle:>{_SPAN}} {left:>{_SPAN}} {size:>{_SIZE}}"
         yield f"{head}{row} {sealed if one.sealed else ' ' * len(sealed)}"
         head = ""
 
