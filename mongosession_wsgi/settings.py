@@ -509,7 +509,10 @@ def _accepted_by_the_driver(option: str, value: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Where the driver would ignore the value.
-            VALIDATORS[option](option, value)
+            # Without the package of one compressor, the next in the list will do.
+            warnings.filterwarnings("ignore", "Wire protocol compression")
+            if VALIDATORS[option](option, value) == [] and value:
+                raise ValueError("the package that it needs is not installed")
     except _REFUSALS as error:
         of_others = isinstance(value, Mapping) or "@" in str(error) or "://" in str(error)
         is_secret = of_others or option.startswith(_SECRETS)

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pymongo import ReadPreference, WriteConcern
+from pymongo import ReadPreference, WriteConcern, compression_support
 from pymongo.client_options import ClientOptions
 from pymongo.collection import Collection
 from pymongo.common import VALIDATORS
@@ -581,6 +581,13 @@ def test_a_version_of_the_stable_api_is_taken_as_text(version: Any) -> None:
 )
 def test_the_drivers_own_reason_is_told(key: str, value: str, reason: str) -> None:
     assert reason in refusal_of({key: value})
+
+
+def test_of_several_compressors_one_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression_support, "_have_snappy", lambda: False)
+    assert "is not installed" in refusal_of({"mongodb_compressors": "snappy"})
+    settings = Settings.parse(DATABASE | {"mongodb_compressors": "snappy, zlib"})
+    assert settings.client_options["compressors"] == ["snappy", "zlib"]
 
 
 @pytest.mark.parametrize(
