@@ -31,6 +31,7 @@ class SessionStore(SessionBase):
         self._stored = self._opened(None)
         self._label: str | None = None
         self._logs_in = False
+        self._lost_its_user = False
 
     @property
     def id(self) -> str | None:
@@ -168,6 +169,7 @@ class SessionStore(SessionBase):
         """Return the stored session with exactly the contents of Django's copy by now."""
         for key in self._stored.keys() - self.keys():
             del self._stored[key]
+            self._lost_its_user = self._lost_its_user or key == SESSION_KEY
         self._stored.update(self.items())
         return self._stored
 
@@ -182,9 +184,10 @@ class SessionStore(SessionBase):
             self._take_up()
             is_same = owner == self._stored.owner
             self._stored.login(owner, label=self.label if is_same else self._label)
-        elif owner is None and self._stored.owner is not None:
-            self._stored.destroy()  # A logout by hand: `clear()`, or `del` of Django's key.
         session = self._updated()
+        if owner is None and self._lost_its_user and session.owner is not None:
+            session.destroy()  # A logout by hand: `clear()`, or `del` of Django's key.
+            self._updated()
         moment = self.get_expiry_date().astimezone(timezone.utc)
         visit_of(session).live_until(moment, self._kind())
         stored(session)

@@ -996,6 +996,20 @@ def test_a_logout_by_hand_ends_the_login(browser: Browser, users: list[Any], act
     assert not list(mongo_store().sessions(str(users[0].pk)))
 
 
+@pytest.mark.parametrize(
+    "acts", [puts(milk=True), lambda r: r.session.pop("tea"), lambda r: r.session.cycle_key()]
+)
+def test_who_is_logged_in_by_another_application_stays_so(browser: Browser, acts: View) -> None:
+    theirs = mongo_store().open(None)
+    theirs.update(tea="Assam")
+    theirs.login("alice", label="Firefox")
+    mongo_store().flush(theirs)
+    browser.cookie = f"sessionid={theirs.token}"
+    visit(browser, acts)
+    (info,) = mongo_store().sessions("alice")
+    assert (info.label, info.id) == ("Firefox", SessionStore(browser.token).id)
+
+
 def test_a_clear_by_the_token_from_before_a_rotation_changes_nothing(
     browser: Browser, users: list[Any]
 ) -> None:
