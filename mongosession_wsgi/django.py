@@ -10,7 +10,7 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 
 from ._django import ended, is_over, mongo_store, opened, stored
-from .document import Mark, Record
+from .document import Mark, Record, Token
 from .session import Session, visit_of
 from .visit import Failure, State
 
@@ -89,7 +89,9 @@ class SessionStore(SessionBase):
         await sync_to_async(self.__setitem__)(key, value)
 
     def exists(self, session_key: str | None) -> bool:
-        return self._opened(session_key).id is not None
+        session = self._opened(session_key)
+        del session_key  # No collector of local variables is to see the token.
+        return session.id is not None
 
     def load(self) -> dict[str, Any]:
         if type(visit_of(self._stored).known) is not Failure:
@@ -115,7 +117,8 @@ class SessionStore(SessionBase):
             raise UpdateError("The session was ended by another request.")
 
     def delete(self, session_key: str | None = None) -> None:
-        key = session_key or self.session_key
+        key = Token(session_key or self.session_key or "")
+        del session_key
         session = ended(self._known(key))
         if key == self.session_key:
             self._stored = session
@@ -127,7 +130,7 @@ class SessionStore(SessionBase):
         super().clear()
 
     def flush(self) -> None:
-        key = self.session_key
+        key = Token(self.session_key or "")
         self._stored = ended(self._known(key))
         super().clear()
         # If another request has logged in meanwhile, Django must not expire the login's cookie.

@@ -37,6 +37,7 @@ from mongosession_wsgi.django import SessionStore, mongo_store
 
 from ..commands import RECORDER
 from ..test_examples import environment, post, served
+from ..test_security import locals_of_ours
 from ..wsgi import DOWN, Browser, Response
 
 View = Callable[[Any], object]
@@ -1331,6 +1332,29 @@ def test_a_session_that_failed_is_not_tried_again() -> None:
                 use()
             failures.append(failure.value)
     assert failures[0] is failures[1] is failures[2]
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        lambda session: session.flush(),
+        lambda session: session.delete(),
+        lambda session: session.delete(session.session_key),
+        lambda session: session.exists(session.session_key),
+        lambda session: session.cycle_key(),
+    ],
+)
+@pytest.mark.parametrize("has_looked", [True, False])
+def test_no_frame_of_ours_shows_a_key_to_a_collector_of_local_variables(
+    acts: View, *, has_looked: bool
+) -> None:
+    session = saved(tea="Assam")
+    key = str(session.session_key)
+    with override_settings(MONGOSESSION=DOWN), pytest.raises(StoreError) as failure:
+        acts(session if has_looked else SessionStore(key))
+    shown = [repr(local) for _, local in locals_of_ours(failure.value)]
+    assert shown
+    assert key not in str(shown)
 
 
 def test_a_logout_that_failed_does_not_look_done() -> None:
