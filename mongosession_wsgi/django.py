@@ -11,6 +11,7 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 
 from ._django import ended, is_over, mongo_store, opened, stored
 from .document import Mark, Record, Token
+from .errors import SessionDataError
 from .session import Session, visit_of
 from .visit import Failure, State
 
@@ -72,7 +73,10 @@ class SessionStore(SessionBase):
             return False
         if type(known) is not Record:
             return self._modified
-        return self._modified or visit_of(self._updated()).was_changed
+        try:
+            return self._modified or visit_of(self._updated()).was_changed
+        except SessionDataError:  # Changed to a value that MongoDB cannot hold.
+            return True
 
     @modified.setter
     def modified(self, modified: bool) -> None:
@@ -196,6 +200,8 @@ class SessionStore(SessionBase):
         stored(session)
         if not is_over(session):
             self._session_key, self._session_cache = session.token, session.copy()
+            if self.session_key is None:  # Nothing was set since a logout by hand.
+                self._write()
 
     def _is_login(self, owner: str) -> bool:
         """Say whether to log in: another user, or the same user again after some time."""

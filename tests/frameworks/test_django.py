@@ -633,6 +633,18 @@ def test_an_emptied_session_stays(browser: Browser) -> None:
     assert SessionStore().exists(before)
 
 
+def test_a_view_that_failed_gives_its_own_answer_whatever_it_has_set(browser: Browser) -> None:
+    visit(browser, puts(cart=[]))
+
+    def fails(request: Any) -> HttpResponse:
+        request.session["cart"].append({1, 2})
+        return HttpResponse(request.session.modified, status=503)
+
+    response = visit(browser, fails)
+    assert (response.status, response.body) == ("503 Service Unavailable", b"True")
+    assert data_of(browser.token) == {"cart": []}
+
+
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_failed_request_saves_nothing(browser: Browser, status: int) -> None:
     visit(browser, puts(tea="Assam", cart=[]))
@@ -990,11 +1002,31 @@ def forgets(request: Any) -> None:
     del request.session[auth.SESSION_KEY]
 
 
-@pytest.mark.parametrize("acts", [lambda request: request.session.clear(), forgets])
+def forgets_everything(request: Any) -> None:
+    for key in list(request.session.keys()):
+        del request.session[key]
+
+
+CLEARS: list[View] = [lambda request: request.session.clear(), forgets_everything]
+
+
+@pytest.mark.parametrize("acts", [*CLEARS, forgets])
 def test_a_logout_by_hand_ends_the_login(browser: Browser, users: list[Any], acts: View) -> None:
     visit(browser, logs_in(users[0]))
     visit(browser, acts)
     assert not list(mongo_store().sessions(str(users[0].pk)))
+
+
+@pytest.mark.parametrize("acts", CLEARS)
+def test_a_session_that_is_cleared_is_an_empty_one_under_a_new_key(
+    browser: Browser, users: list[Any], acts: View
+) -> None:
+    visit(browser, logs_in(users[0]))
+    before = browser.token
+    response = visit(browser, acts)
+    assert response.token == browser.token != before
+    assert SessionStore().exists(browser.token)
+    assert data_of(browser.token) == {}
 
 
 @pytest.mark.parametrize(
