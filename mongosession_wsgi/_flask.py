@@ -18,7 +18,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
 from .errors import SettingsError, StoreError
-from .exchange import RETRY_AFTER, Exchange, beside, is_handshake
+from .exchange import OF_THE_PAGE, RETRY_AFTER, Exchange, beside, is_handshake
 from .session import visit_of
 from .settings import LONGEST_COOKIE, Settings, span
 from .store import MongoStore, Store
@@ -192,6 +192,8 @@ def refuse(app: Flask, response: Response) -> None:
     """Make the page of an error a 503: the application's own page, if it has a page for 503."""
     page = app.make_response(app.handle_http_exception(ServiceUnavailable()))
     response.status_code, response.response = 503, page.response
+    for name in OF_THE_PAGE:
+        response.headers.pop(name, None)
     response.headers.update(page.headers)
     response.headers.update({"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"})
 

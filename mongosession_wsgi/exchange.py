@@ -33,6 +33,11 @@ RETRY_AFTER = 5
 """The seconds until the visitor's next try."""
 REFUSAL = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store", "Vary": "Cookie"}
 """The headers of a 503, whoever makes the page."""
+OF_THE_PAGE = (
+    *("Accept-Ranges", "Content-Disposition", "Content-Encoding", "Content-Range"),
+    *("ETag", "Last-Modified"),
+)
+"""The headers of a page that do not fit a 503 in its place."""
 
 
 class Exchanges:

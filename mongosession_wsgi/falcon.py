@@ -12,6 +12,7 @@ from falcon import HTTPServiceUnavailable, Request, Response, code_to_http_statu
 from .errors import SettingsError, StoreError, logger
 from .exchange import (
     KEY,
+    OF_THE_PAGE,
     RETRY_AFTER,
     UNAVAILABLE,
     Exchange,
@@ -79,6 +80,8 @@ class SessionComponent:
                 raise noted.pop(_UNCAUGHT)
         except StoreError as error:
             logger.error("Answered 503: %s", error, exc_info=error)
+            for name in OF_THE_PAGE:
+                resp.delete_header(name)
             raise HTTPServiceUnavailable(
                 description=UNAVAILABLE,
                 headers={"Cache-Control": "no-store"},

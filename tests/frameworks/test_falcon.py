@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -451,6 +452,24 @@ def test_mongodb_down_is_a_503(path: str, caplog: pytest.LogCaptureFixture) -> N
     assert [one.levelno for one in errors] == [logging.ERROR]
     assert "t" * 43 not in caplog.text
     assert seen == [False]
+
+
+def test_the_503_has_no_header_of_the_body_that_it_replaces(
+    component: SessionComponent, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreError("is down")
+
+    def compressed(req: falcon.Request, resp: falcon.Response) -> None:
+        set_n(req, resp)
+        resp.data = gzip.compress(b"page")
+        resp.set_header("Content-Encoding", "gzip")
+        resp.etag = "page"
+
+    monkeypatch.setattr(store, "flush", fail)
+    answer = Browser(app_of(component, index=compressed)).get()
+    assert b"session store is unavailable" in answer.body
+    assert (answer.header("Content-Encoding"), answer.header("ETag")) == (None, None)
 
 
 def test_a_page_that_does_not_use_the_session_is_served() -> None:

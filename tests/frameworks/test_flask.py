@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import gzip
 import io
 import logging
 import weakref
@@ -1408,6 +1409,27 @@ def test_the_application_may_have_a_page_for_it(path: str) -> None:
 
     app.register_error_handler(500, lambda error: (f"Broken, {session.get('user')}", 200))
     assert refused(Browser(app, COOKIE).get(path)) == b"Back soon, visitor."
+
+
+def test_the_503_has_no_header_of_the_body_that_it_replaces(
+    app: Flask, store: MongoStore, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreError("is down")
+
+    monkeypatch.setattr(store, "flush", fail)
+    on(app)(lambda: session.update(user="alice"))
+
+    @app.after_request
+    def compress(response: Response) -> Response:
+        response.set_data(gzip.compress(response.get_data()))
+        response.headers["Content-Encoding"] = "gzip"
+        response.add_etag()
+        return response
+
+    answer = browser.get()
+    assert b"Service Unavailable" in answer.body
+    assert (answer.header("Content-Encoding"), answer.header("ETag")) == (None, None)
 
 
 @pytest.mark.server  # For seconds of waiting or of work.
