@@ -121,9 +121,12 @@ class SessionStore(SessionBase):
             raise UpdateError("The session was ended by another request.")
 
     def delete(self, session_key: str | None = None) -> None:
+        """End the session under a key, but none that has replaced it; a logout is `flush()`."""
         key = Token(session_key or self.session_key or "")
         del session_key
-        session = ended(self._known(key))
+        session = self._known(key)
+        if session.id is not None:
+            ended(session)
         if key == self.session_key:
             self._stored = session
             visit_of(session).state = State.ENDED  # A later save brings nothing back.

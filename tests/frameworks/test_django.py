@@ -919,6 +919,32 @@ def test_a_logout_follows_a_cycled_key(
     assert not stored.count_documents({"data": {"$exists": True}})
 
 
+@pytest.mark.also_sealed
+@pytest.mark.parametrize("own", [True, False])
+def test_a_key_that_was_cycled_away_is_deleted_without_the_session_that_replaced_it(
+    calling: Calling, own: bool
+) -> None:
+    """So that what Django does in its own `cycle_key` can be done by hand, at any later time."""
+    session = saved(tea="Assam")
+    before = session.session_key
+    session.cycle_key()
+    if own:
+        calling(session).delete(before)
+    else:
+        calling(SessionStore(before)).delete()
+    session["milk"] = True
+    session.save()
+    assert data_of(session.session_key) == {"tea": "Assam", "milk": True}
+
+
+def test_a_session_that_is_cycled_after_it_was_read_is_deleted_under_its_new_key() -> None:
+    session = saved(tea="Assam")
+    other = SessionStore(session.session_key)
+    other.cycle_key()
+    session.delete()
+    assert data_of(other.session_key) == {}
+
+
 @pytest.mark.parametrize("calls", ["flush", "aflush"])
 def test_a_logout_by_the_token_from_before_a_login_leaves_the_login_and_its_cookie(
     calls: str, browser: Browser, users: list[Any]
