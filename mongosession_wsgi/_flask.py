@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from weakref import ref
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from flask.sessions import SessionInterface, SessionMixin
 from flask.signals import got_request_exception
 from werkzeug.exceptions import ServiceUnavailable
@@ -56,11 +57,7 @@ class FlaskExchanges:
     """
 
     def __init__(
-        self,
-        interface: Any,
-        app: Flask,
-        settings: Mapping[str, Any] | None,
-        store: Store | None,
+        self, interface: Any, app: Flask, settings: Mapping[str, Any] | None, store: Store | None
     ) -> None:
         self.interface = interface
         # An application outlives its requests; the interface may outlive the application.
@@ -70,9 +67,7 @@ class FlaskExchanges:
         self._given = {key: value for key, value in given.items() if value not in (None, "")}
         self._lifetime: Any = None
         self._times = lru_cache(maxsize=256)(self._times_of)
-        self._hooks = {
-            name: getattr(interface, name) for name in _HOOKS if hasattr(interface, name)
-        }
+        self._hooks = {one: getattr(interface, one) for one in _HOOKS if hasattr(interface, one)}
         self._are_plain = all(
             getattr(hook, "__func__", None) is getattr(SessionInterface, name)
             for name, hook in self._hooks.items()
@@ -133,11 +128,12 @@ class FlaskExchanges:
 class FlaskExchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
-    __slots__ = ("_of",)
+    __slots__ = ("_of", "thread")
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
+        self.thread: int = get_ident()
 
     def commit(self, status: str) -> None:
         """Store the session, by the settings of now, which a hook may just have changed."""
@@ -194,16 +190,16 @@ def refuse(app: Flask, response: Response) -> None:
     response.status_code, response.response = 503, page.response
     for name in OF_THE_PAGE:
         response.headers.pop(name, None)
-    response.headers.update(page.headers)
-    response.headers.update({"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"})
+    ours = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"}
+    response.headers.update(page.headers, **ours)
 
 
 @got_request_exception.connect
 def _give_up(_: Flask, exception: BaseException) -> None:
     """Have the page of an error, and the hooks after it, find a session without a failure."""
-    session = request.__dict__.get(SESSION)
-    if session is None:
+    if (session := request.__dict__.get(SESSION)) is None:
         return
+    setattr(g, SESSION, session)
     visit = visit_of(session)
     if type(visit.known) is Failure or isinstance(exception, StoreError):
         session._visit = Visit(None, lambda _: NOTHING, visit.times)
@@ -211,6 +207,10 @@ def _give_up(_: Flask, exception: BaseException) -> None:
 
 def abandon(exc: BaseException | None) -> None:
     """Carry out a logout though the request has failed, without a response."""
-    session = request.__dict__.get(SESSION) if exc is not None else None
-    if session is not None and session._exchange is not None:
-        session._exchange.abandon()
+    if exc is None:
+        return
+    noted = g.pop(SESSION, None)  # Still there if another function has failed before this one.
+    exchange = getattr(request.__dict__.get(SESSION) if request else noted, "_exchange", None)
+    # A copy of the context may have failed in another thread, which ends no request.
+    if exchange is not None and exchange.thread == get_ident():
+        exchange.abandon()

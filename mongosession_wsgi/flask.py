@@ -147,9 +147,9 @@ class MongoSessionInterface(SessionInterface):
         found = self._exchanges.get(app)
         if found is None:
             with self._lock:
-                found = self._exchanges.get(app)
-                if found is None:
+                if (found := self._exchanges.get(app)) is None:
                     found = FlaskExchanges(self, app, self._settings, self._store)
                     self._exchanges[app] = found
                     app.teardown_request_funcs.setdefault(None, []).insert(0, abandon)
+                    app.teardown_appcontext_funcs.append(abandon)
         return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -25,6 +25,7 @@ from flask import (
     Response,
     copy_current_request_context,
     flash,
+    g,
     get_flashed_messages,
     redirect,
     render_template_string,
@@ -1348,6 +1349,57 @@ def test_a_logout_is_carried_out_whatever_ends_the_request(
     with suppress(Interruption, StoreError):
         assert visitor.get("/").status_code == 503
     assert stored.count_documents({}) == 0
+
+
+def test_a_logout_is_carried_out_though_the_end_of_the_request_fails_too(
+    app: Flask, visitor: FlaskClient, stored: Collection[Any]
+) -> None:
+    @on(app)
+    def _() -> str:
+        session.clear()
+        g.is_broken = True
+        return "out"
+
+    def fail(response: Any) -> Any:
+        if "is_broken" in g:
+            raise ConnectionError
+        return response
+
+    app.after_request(fail)
+    app.teardown_request(fail)
+    on(app, "/set")(lambda: session.update(n=1))
+    visitor.get("/set")
+    with pytest.raises(ConnectionError):
+        visitor.get("/")
+    assert stored.count_documents({}) == 0
+
+
+def test_a_thread_that_fails_with_a_copy_of_the_context_fails_no_request(
+    app: Flask, browser: Browser
+) -> None:
+    @on(app)
+    def _() -> str:
+        session.clear()
+        flash("Bye")
+
+        @copy_current_request_context
+        def send_a_mail() -> None:
+            raise ConnectionError
+
+        def work() -> None:
+            with suppress(ConnectionError):
+                send_a_mail()
+
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
+        return "out"
+
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app, "/messages")(get_flashed_messages)
+    browser.get("/set")
+    assert browser.get().cookie is not None
+    assert browser.get("/messages").body == b"['Bye']"
 
 
 def test_what_cannot_be_stored_fails_the_request(app: Flask, browser: Browser) -> None:
