@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth import SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 
 from ._django import ended, is_over, mongo_store, opened, stored
 from .document import Mark, Record, Token
 from .errors import SessionDataError
 from .session import Session, visit_of
+from .settings import LONGEST_COOKIE
 from .visit import Failure, State
 
 __all__ = ["SessionStore", "mongo_store"]
@@ -29,7 +31,7 @@ class SessionStore(SessionBase):
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
-        self._stored = self._opened(None)
+        self._stored = mongo_store().open(None)
         self._label: str | None = None
         self._logs_in = False
         self._lost_its_user = False
@@ -99,7 +101,7 @@ class SessionStore(SessionBase):
 
     def load(self) -> dict[str, Any]:
         if type(visit_of(self._stored).known) is not Failure:
-            self._stored = self._opened(self.session_key)
+            self._stored = opened(self.session_key, self._age_without_data())
         # The key of a mark stays, or else Django expires the cookie of the mark's successor.
         if self._stored.id is None and type(visit_of(self._stored).known) is not Mark:
             self._session_key = None
@@ -157,6 +159,14 @@ class SessionStore(SessionBase):
     async def acycle_key(self) -> None:
         await sync_to_async(self.cycle_key)()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SessionStore:
+        """Return another object for the same session, with a copy of the data in hand."""
+        copied = copy(self)
+        if hasattr(self, "_session_cache"):
+            copied._session_cache = deepcopy(self._session_cache, memo)
+        copied._stored = copied._opened(self.session_key)
+        return copied
+
     @classmethod
     def clear_expired(cls) -> None:
         mongo_store().purge()
@@ -169,6 +179,16 @@ class SessionStore(SessionBase):
 
     def _opened(self, session_key: str | None) -> Session:
         return opened(session_key, self.get_session_cookie_age())
+
+    def _age_without_data(self) -> float:
+        """Return the age before the data are loaded; the longest, if the data decide the age."""
+        self._session_cache, self.accessed = {}, False
+        try:
+            age = self.get_session_cookie_age()
+        finally:
+            del self._session_cache
+        asks_data, self.accessed = self.accessed, True
+        return LONGEST_COOKIE.total_seconds() if asks_data else age
 
     def _found(self) -> bool:
         """Have Django load the data, unless it has, and say whether a session was found."""
@@ -191,7 +211,7 @@ class SessionStore(SessionBase):
             self._stored = mongo_store().create() if self.is_empty() else self._opened(None)
             self.modified = True
         if (owner := self.owner) is not None and self._is_login(owner):
-            self._take_up()
+            self._take_up(owner)
             is_same = owner == self._stored.owner
             self._stored.login(owner, label=self.label if is_same else self._label)
         session = self._updated()
@@ -223,8 +243,15 @@ class SessionStore(SessionBase):
         lasts = self.owner is not None and not self.get_expire_at_browser_close()
         return True if lasts else None
 
-    def _take_up(self) -> None:
-        """For a login, go on with a session after another login or rotation has moved it."""
+    def _take_up(self, owner: str) -> None:
+        """For a login, go on with a session after another login or rotation has moved it.
+
+        Of another user's session, keep what this request has set, as Django's copy has all.
+        """
+        if self._stored.owner not in (None, owner):
+            set_here = visit_of(self._updated()).draft.difference().assigned
+            kept = {*set_here, BACKEND_SESSION_KEY}  # The backend may be the same for both.
+            self._session_cache = {key: self[key] for key in self.keys() & kept}
         if visit_of(self._stored).state is State.ENDED:
             session, changes = self._opened(self.session_key), visit_of(self._updated()).draft
             if session.id is None and type(visit_of(session).known) is Mark:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import subprocess
 import sys
@@ -489,6 +490,46 @@ def test_the_age_of_a_subclass_counts(stored: Collection[Any]) -> None:
     assert not Brief().exists(session.session_key)
 
 
+def test_the_age_of_a_subclass_may_go_by_the_data_and_by_its_attributes() -> None:
+    class Either(SessionStore):
+        def __init__(self, session_key: str | None = None) -> None:
+            super().__init__(session_key)
+            self.age = 7200
+
+        def get_session_cookie_age(self) -> int:
+            return 600 if self.get("is_staff") else self.age
+
+    for is_staff, age in (True, 600), (False, 7200):
+        session = Either()
+        session["is_staff"] = is_staff
+        session.save()
+        again = Either(session.session_key)
+        assert (again["is_staff"], again.get_expiry_age()) == (is_staff, age)
+
+
+def test_an_age_by_the_data_does_not_end_a_session_sooner(stored: Collection[Any]) -> None:
+    class Lasting(SessionStore):
+        def get_session_cookie_age(self) -> int:
+            return 7200 if self.get("stays") else 60
+
+    session = Lasting()
+    session["stays"] = True
+    session.save()
+    stored.update_one({}, {"$set": {"seen_at": datetime.now(timezone.utc) - timedelta(hours=1)}})
+    assert Lasting(session.session_key)["stays"]
+
+
+def test_an_age_that_cannot_be_told_makes_nobody_anonymous() -> None:
+    class Broken(SessionStore):
+        def get_session_cookie_age(self) -> int:
+            raise ZeroDivisionError
+
+    session = Broken(saved(tea="Assam").session_key)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            session.get("tea")
+
+
 def test_what_a_subclass_says_of_the_expiry_holds(stored: Collection[Any]) -> None:
     class Lasting(SessionStore):
         def get_expiry_date(self, **kwargs: Any) -> datetime:
@@ -528,6 +569,19 @@ def test_a_session_of_another_application_can_be_used() -> None:
     session["tea"] = "Oolong"
     session.save()
     assert mongo_store().retrieve(theirs.token or "") == {"tea": "Oolong"}
+
+
+@pytest.mark.parametrize("has_read", [True, False])
+def test_a_deep_copy_is_another_object_for_the_same_session(*, has_read: bool) -> None:
+    session = SessionStore(saved(cart=["tea"]).session_key)
+    if has_read:
+        assert session["cart"] == ["tea"]
+    copied = copy.deepcopy(session)
+    copied["cart"].append("milk")
+    assert session["cart"] == ["tea"]
+    copied.save()
+    assert copied.session_key == session.session_key
+    assert data_of(session.session_key) == {"cart": ["tea", "milk"]}
 
 
 def test_only_the_difference_is_written() -> None:
@@ -825,6 +879,17 @@ def test_data_of_another_user_is_dropped(browser: Browser, users: list[Any]) -> 
     assert "secret" not in data_of(browser.token)
     assert not SessionStore().exists(alices)
     assert [info.owner for info in mongo_store().sessions()] == [str(users[1].pk)]
+
+
+def test_data_of_another_user_is_dropped_by_a_login_by_hand(calling: Calling) -> None:
+    backend = {auth.BACKEND_SESSION_KEY: "django.contrib.auth.backends.ModelBackend"}
+    alices = saved(_auth_user_id="1", address="Alice's", **backend)
+    session = SessionStore(alices.session_key)
+    session.update({"tea": "Assam"} | backend)
+    calling(session).set("_auth_user_id", "2")
+    session.save()
+    assert data_of(session.session_key) == {"tea": "Assam", "_auth_user_id": "2"} | backend
+    assert not SessionStore().exists(alices.session_key)
 
 
 def test_a_logout_ends_the_session(browser: Browser, users: list[Any]) -> None:
