@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from flask import Flask
+from flask.sessions import SecureCookieSession
 
-from mongosession_wsgi import MongoStore
+from mongosession_wsgi import MongoStore, SessionMiddleware
+from mongosession_wsgi.flask import MongoSession, MongoSessionInterface
+from mongosession_wsgi.flask import session as flask_session
 from mongosession_wsgi.settings import DRIVER_DEFAULTS, Settings
 from mongosession_wsgi.testing import MemoryStore
 
 from .forked import Forks
-from .wsgi import Browser
+from .wsgi import Browser, call, environ_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -149,6 +153,60 @@ def test_the_recipes_do_what_they_say() -> None:
         assert recipes["is_forged"](session, forged)
     session.login("alice")
     assert recipes["is_forged"](session, token), "a login changes the token"
+
+
+def moving(part: str) -> str:
+    """Return the block with `part` of the page on moving."""
+    (text,) = (block.text for block in blocks(DOCS / "moving.md") if part in block.text)
+    return text
+
+
+def test_a_login_is_taken_over_again_if_the_first_page_failed() -> None:
+    recipe: dict[str, Any] = {}
+    exec(moving("def take_over("), recipe)
+    statuses = iter(["503 Service Unavailable", "200 OK"])
+
+    class Old(dict[str, Any]):
+        delete = dict.clear
+
+    def shop(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response(next(statuses), [("Content-Type", "text/plain")])
+        return [str(environ["mongosession"].owner).encode()]
+
+    app = SessionMiddleware(recipe["take_over"](shop), {}, store=MemoryStore())
+    old = Old(user="alice")
+    visitor = {"HTTP_COOKIE": "beaker.session.id=1", "beaker.session": old}
+    assert call(app, environ_of(**visitor)).status.startswith("503")
+    assert old
+    answer = call(app, environ_of(**visitor))
+    assert (answer.body, old) == (b"alice", {})
+    assert answer.cookie is not None
+
+
+def test_a_login_in_flask_is_taken_over_again_if_the_first_page_failed() -> None:
+    ours = MongoSessionInterface({}, store=MemoryStore())
+    recipe: dict[str, Any] = {"Flask": Flask, "MongoSessionInterface": lambda _: ours}
+    recipe["__name__"] = __name__
+    exec(moving("def take_over_login("), recipe)
+    app, old = recipe["app"], Flask("old")
+    app.secret_key = old.secret_key = "of the tests"
+    statuses = iter([500, 200])
+    app.add_url_rule("/", "page", lambda: (str(flask_session.owner), next(statuses)))
+    with old.test_client() as client, client.session_transaction() as session:
+        session["user"] = "alice"
+    cookie = client.get_cookie("session")
+    browser = app.test_client()
+    browser.set_cookie("session", cookie.value if cookie else "")
+    assert [browser.get("/").text for _ in range(2)] == ["alice"] * 2
+    assert browser.get_cookie("session") is None
+
+
+def test_each_name_that_jinja_takes_from_our_session_is_told() -> None:
+    page = (DOCS / "moving.md").read_text()
+    (told,) = re.findall(r"If you have a key (.*?), write", page, re.DOTALL)
+    of_flask = set(dir(SecureCookieSession))
+    ours = {name for name in dir(MongoSession) if name[0] != "_"} - of_flask
+    assert set(re.findall(r"`(\w+)`", told)) == ours | {"new"}
 
 
 # What follows runs in the process of a page.

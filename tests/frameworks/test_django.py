@@ -20,6 +20,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib import auth, messages
 from django.contrib.auth.signals import user_logged_in
+from django.contrib.sessions.backends import db
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
@@ -685,6 +686,30 @@ def test_an_emptied_session_stays(browser: Browser) -> None:
     visit(browser, lambda request: request.session.pop("tea"))
     assert browser.token == before
     assert SessionStore().exists(before)
+
+
+def take_over(get_response: Any) -> Any:
+    """Return the middleware of docs/moving.md."""
+    page = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
+    start = page.index("def take_over_the_old_session")
+    recipe: dict[str, Any] = {"OldSession": db.SessionStore, "OLD_NAME": "old"}
+    exec(page[start : page.index("\n\n\n", start)], recipe)
+    return recipe["take_over_the_old_session"](get_response)
+
+
+def test_an_old_session_is_taken_over_again_if_the_first_page_failed() -> None:
+    old = db.SessionStore()
+    old["cart"] = ["tea"]
+    old.save()
+    session = "django.contrib.sessions.middleware.SessionMiddleware"
+    with override_settings(MIDDLEWARE=[session, f"{__name__}.take_over"]):
+        browser = Browser(WSGIHandler(), f"old={old.session_key}")
+        assert visit(browser, lambda _: HttpResponse(status=503)).cookie is None
+        assert old.exists(old.session_key)
+        response = visit(browser, reads)
+    assert response.body == b"[('cart', ['tea'])]"
+    assert [info.data for info in mongo_store().sessions()] == [{"cart": ["tea"]}]
+    assert not old.exists(old.session_key)
 
 
 def test_a_view_that_failed_gives_its_own_answer_whatever_it_has_set(browser: Browser) -> None:
