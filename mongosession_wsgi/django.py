@@ -182,6 +182,8 @@ class SessionStore(SessionBase):
 
     def _age_without_data(self) -> float:
         """Return the age before the data are loaded; the longest, if the data decide the age."""
+        if hasattr(self, "_session_cache"):
+            return self.get_session_cookie_age()
         self._session_cache, self.accessed = {}, False
         try:
             age = self.get_session_cookie_age()

@@ -520,6 +520,13 @@ def test_an_age_by_the_data_does_not_end_a_session_sooner(stored: Collection[Any
     assert Lasting(session.session_key)["stays"]
 
 
+def test_a_load_by_hand_leaves_the_data_in_hand(calling: Calling) -> None:
+    session = SessionStore(saved(tea="Assam").session_key)
+    session["milk"] = True
+    assert calling(session).load() == {"tea": "Assam"}
+    assert dict(session.items()) == {"tea": "Assam", "milk": True}
+
+
 def test_an_age_that_cannot_be_told_makes_nobody_anonymous() -> None:
     class Broken(SessionStore):
         def get_session_cookie_age(self) -> int:
