@@ -1064,8 +1064,9 @@ def test_embedded_serves_until_it_is_interrupted(mongosession: Command, tmp_path
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = mongosession.environment | {"TMPDIR": str(temporary)}
-    ends = ((signal.SIGINT, [str(tmp_path / "data")]), (signal.SIGTERM, []), (signal.SIGHUP, []))
-    for number, arguments in ends:
+    data = str(tmp_path / "data")
+    for number, folder in ((signal.SIGINT, data), (signal.SIGTERM, ""), (signal.SIGHUP, "")):
+        arguments = [folder] if folder else []
         with started(environment, *MODULE, "embedded", *arguments) as process:
             assert process.stdout is not None
             uri = process.stdout.readline().strip()
