@@ -16,6 +16,7 @@ from mongosession_wsgi.cli import commands
 from mongosession_wsgi.cli.administration import Administration, NotAllowedError, Selection
 from mongosession_wsgi.cli.health import Health
 from mongosession_wsgi.cli.verdicts import Finding, Verdict
+from mongosession_wsgi.document import id_of
 
 from .conftest import Clock
 from .pretender import Answer, Pretender
@@ -214,7 +215,7 @@ def test_counting_here_and_there_comes_to_the_same(
     """As on a server that has sizes, but lacks $switch."""
     stored.insert_many([
         {
-            "_id": f"{number}",
+            "_id": id_of(f"{number}"),
             "v": 2 if owner is None else 1,
             "data": {"x": "x" * size},
             "owner": owner,
