@@ -327,11 +327,15 @@ def too_large(what: str) -> SessionDataError:
 
 def decode(raw: bytes) -> Record | Mark | None:
     """Read the bytes of a stored document; None for a document not of our form."""
+    return read(fields_of(raw))
+
+
+def fields_of(raw: bytes) -> dict[str, Any]:
+    """Return the fields of a stored document; none for bytes that cannot be decoded."""
     try:
-        found = bson.decode(raw, codec_options=CODEC)
+        return bson.decode(raw, codec_options=CODEC)
     except BSONError:
-        return None
-    return read(found)
+        return {}
 
 
 def read(found: Mapping[str, Any]) -> Record | Mark | None:

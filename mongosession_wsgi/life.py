@@ -14,7 +14,6 @@ from secrets import token_urlsafe
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import bson
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
@@ -250,16 +249,9 @@ class Life:
     # The parts of the moves.
 
     def _not_written(self, visit: Visit, begun: float) -> Step:
-        """Look why a seen session could not be written: it has ended, or has another kind now.
-
-        A moment of death of the same kind as before gives way to the other kind, which was said.
-        """
-        was = visit.known
-        assert type(was) is Record  # noqa: S101
+        """Look why a seen session could not be written: it has ended, or has another kind now."""
         with self._sessions.deadline(begun):
             known = self.look(visit)
-        if type(known) is Record and visit.remember == (was.remember,) != (known.remember,):
-            visit.until = visit.remember = None
         is_over = type(known) is Nothing or type(known) is Mark
         return Step(Outcome.ENDED if is_over else Outcome.LOOK, known)
 
@@ -470,7 +462,8 @@ class Life:
         found = self._sessions.attempt(
             lambda them: list(each(_raw(them).find(conditions, {"data": 0})))
         )
-        return (one for one in map(_outline, found) if one is not None)
+        outlines = (document.outline(document.fields_of(one.raw)) for one in found)
+        return (one for one in outlines if one is not None)
 
     def _end_one(self, id: str, sign: str) -> bool | Mark:
         """End the live session of an id; else return the mark there, with the end noted on it.
@@ -620,15 +613,6 @@ def _seal_of(visit: Visit) -> Seal:
     if visit.seal is None:
         visit.seal = _new_seal(visit.token)
     return visit.seal
-
-
-def _outline(found: RawBSONDocument) -> Record | Mark | None:
-    """Read a document fetched without the data; None for one not of our form."""
-    try:
-        decoded = bson.decode(found.raw, codec_options=document.CODEC)
-    except BSONError:
-        return None
-    return document.outline(decoded)
 
 
 def _raw(them: Documents) -> Any:

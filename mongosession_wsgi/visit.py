@@ -165,10 +165,15 @@ class Visit:
             raise known.error
 
     def learn(self, known: Known) -> None:
-        """Take `known` for the stored state, and rebase the request's changes on top."""
-        self.known = known
+        """Take `known` for the stored state, and rebase the request's changes on top.
+
+        A moment of death of the kind that was stored gives way to the kind said by another request.
+        """
+        was, self.known = self.known, known
         if type(known) is Record:
             self.came = True
+            if type(was) is Record and self.remember == (was.remember,) != (known.remember,):
+                self.until = self.remember = None
             if self.draft is _UNTOUCHED:
                 self.touch()
             self.draft = self.rebased(known)

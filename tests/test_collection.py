@@ -322,15 +322,15 @@ def test_a_connection_more_without_a_thread(made: Made) -> None:
         assert collection.attempt(look) is None
 
 
+def interrupted(*_: object) -> None:
+    """Be called as the handler of a signal raises, such as that of a time limit for requests."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("place", ["_begin_making", "begin"])
 def test_a_request_that_was_interrupted_in_the_making_of_the_client(
     made: Made, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """The handler of a signal raises, such as that of a time limit for requests."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     collection = made()
     with monkeypatch.context() as patched:
         owner: Any = connecting if place == "begin" else SessionCollection
@@ -343,9 +343,6 @@ def test_a_request_that_was_interrupted_in_the_making_of_the_client(
 def test_connections_that_were_interrupted_leave_room_for_others(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     collection = made(max_idle_time_ms=1)
     for _ in range(3):
         grow_old(collection)

@@ -15,8 +15,6 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-import bson
-from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -456,10 +454,7 @@ def _is_lack(error: BaseException | None) -> bool:
 
 def _summary(raw: RawBSONDocument, times: Times | None = None) -> Summary | None:
     """Read a document without its data; None if its values show that it is no session."""
-    try:
-        found = bson.decode(raw.raw, codec_options=document.CODEC)
-    except BSONError:
-        return None
+    found = document.fields_of(bytes(raw.raw))
     record = document.outline(found)
     if not isinstance(record, document.Record):
         return None
