@@ -7,6 +7,7 @@ import atexit
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -31,6 +32,7 @@ from pymongo.errors import (
 )
 
 from . import connecting, document, indexes
+from .commands import Documents, IdleSessions, Update
 from .errors import SettingsError, StoreError
 from .failures import (
     RAISED_BY_THE_DRIVER,
@@ -44,8 +46,6 @@ from .failures import (
 from .settings import Settings, check_uri, hosts_of, uri_options
 
 T = TypeVar("T")
-Documents = Collection[dict[str, Any]]
-"""The collection of the sessions, its documents decoded as `document.CODEC` says."""
 
 _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
@@ -90,6 +90,7 @@ class SessionCollection:
         self._is_direct = False
         self._timeout: float | None = None
         self._indexes = indexes.InPassing()
+        self._idle: dict[int, IdleSessions] = {}
 
     @property
     def documents(self) -> Documents:
@@ -130,6 +131,11 @@ class SessionCollection:
                 raise
         with self.deadline(begun):
             return self.once(command, size)
+
+    def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
+        """Change the document that is selected, and say whether there was one."""
+        idle = self._idle.setdefault(os.getpid(), deque())
+        return self.attempt(Update(idle, selected, change))
 
     def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a command, and turn the driver's errors into ours.
@@ -194,6 +200,7 @@ class SessionCollection:
         """Close this process's own client; the next use makes another."""
         pid = os.getpid()
         self._making.pop(pid, None)
+        self._idle.pop(pid, None)
         if (documents := self._made.pop(pid, None)) is not None:
             self._end(documents)
         self._indexes.wait(_MOMENT)
@@ -313,33 +320,6 @@ class SessionCollection:
         # A traceback shows the cause, so the text of the cause must hide secrets too.
         failure.__cause__ = error if words == str(error) else ConfigurationError(words)
         return failure
-
-
-def find(documents: Documents, id: str) -> dict[str, Any] | None:
-    """Return the document of this id.
-
-    A plain command, because the cursor of `find_one` costs a client an eighth of the time of a
-    read. `attempt` gives the second try that a plain command lacks. The server keeps no cursor,
-    because the only document of an id is in the first batch.
-    """
-    command: dict[str, Any] = {"find": documents.name, "filter": {"_id": id}}
-    if documents.read_concern.level is not None:
-        command["readConcern"] = documents.read_concern.document
-    # Else the driver would put primaryPreferred there.
-    if documents.database.client.options.direct_connection:
-        command["$readPreference"] = ReadPreference.PRIMARY.document
-    reply = documents.database.command(command, codec_options=documents.codec_options)
-    batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
-    return batch[0] if batch else None
-
-
-def update(documents: Documents, selected: dict[str, Any], change: dict[str, Any]) -> bool:
-    """Change the document that is selected, and say whether there was one.
-
-    The driver's own method, because a write needs the number that the driver gives it: without the
-    number, a first try that was held up somewhere could be carried out after a later write.
-    """
-    return bool(documents.update_one(selected, change).matched_count)
 
 
 def insert(documents: Documents, new: RawBSONDocument) -> bool:

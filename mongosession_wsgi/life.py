@@ -18,7 +18,8 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from . import audit, document
-from .collection import RAW, Documents, SessionCollection, find, insert, update
+from .collection import RAW, SessionCollection, insert
+from .commands import Documents, find
 from .document import Mark, Record, Token, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
@@ -115,7 +116,7 @@ class Life:
         selected = document.live_seen(id_of(visit.token), now, version) | conditions
         seal = _seal_of(visit) if version == document.SEALED else None
         change = document.update_of(changes, moments, {}, seal)
-        if self._sessions.attempt(lambda them: update(them, selected, change)):
+        if self._sessions.update(selected, change):
             return Step(Outcome.RENEWED, NOT_LOOKED, changes)
         with self._sessions.deadline(begun):
             return Step(Outcome.LOOK, self.look(visit))
@@ -144,7 +145,7 @@ class Life:
         change = document.update_of(changes, moments, terms, seal)
         selected = document.live_seen(record.id, now, record.version)
         selected["remember"] = record.remember
-        if self._sessions.attempt(lambda them: update(them, selected, change)):
+        if self._sessions.update(selected, change):
             return Step(Outcome.RENEWED if due or terms else Outcome.KEPT, used, changes)
         return self._not_written(visit, begun)
 

@@ -10,7 +10,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import audit, document
-from .collection import Documents, SessionCollection
+from .collection import SessionCollection
+from .commands import Documents
 from .document import Mark, Record
 from .errors import StoreError, warn
 from .failures import explaining

@@ -241,7 +241,7 @@ class _Link(threading.Thread):
 
     def ask(self, message: bytes) -> bytes:
         """Return the server's reply, empty where the server has hung up."""
-        message = _without_time_left(message)
+        message = without_time_left(message)
         if self._server is None:
             self._server = socket.create_connection(self._proxy.server)
             self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -299,7 +299,7 @@ def _is_of_the_application(message: bytes) -> bool:
     return command is not None and command not in _OF_THE_DRIVER | _IN_PASSING
 
 
-def _without_time_left(message: bytes) -> bytes:
+def without_time_left(message: bytes) -> bytes:
     """Return the message with the number in its `maxTimeMS` made 0, which is no limit.
 
     The embedded server knows a write that the driver repeats by all of its bytes, a real one by its

@@ -39,7 +39,8 @@ from pymongo.errors import (
 from pymongo.uri_parser import parse_uri
 
 from mongosession_wsgi import MongoStore, SessionDataError, SettingsError, StoreError, connecting
-from mongosession_wsgi.collection import Documents, SessionCollection, find, insert
+from mongosession_wsgi.collection import SessionCollection, insert
+from mongosession_wsgi.commands import Documents, find
 from mongosession_wsgi.connecting import OPTIONS
 from mongosession_wsgi.document import MAX_SIZE
 from mongosession_wsgi.embedded import EmbeddedServer

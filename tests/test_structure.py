@@ -46,11 +46,17 @@ ROOMS: dict[str, set[str]] = {
     "failures": {"errors"},
     "connecting": {"failures"},
     "indexes": {"errors", "document", "failures", "connecting"},
-    "collection": {"errors", "settings", "document", "failures", "connecting", "indexes"},
-    "life": {"errors", "audit", "document", "seal", "times", "draft", "visit", "collection"},
+    "commands": {"failures"},
+    "collection": {
+        *("errors", "settings", "document", "failures", "connecting", "indexes", "commands"),
+    },
+    "life": {
+        *("errors", "audit", "document", "seal", "times", "draft", "visit"),
+        *("commands", "collection"),
+    },
     "store": {
         *("errors", "audit", "settings", "document", "times", "visit", "session"),
-        *("failures", "collection", "life"),
+        *("failures", "commands", "collection", "life"),
     },
     "exchange": {
         *("errors", "headers", "settings", "cookie", "times", "visit", "session", "store"),
@@ -156,7 +162,7 @@ def test_nobody_imports_the_root(module: Path) -> None:
         assert module.relative_to(PACKAGE) == Path("cli/commands.py")
 
 
-KNOWS_A_CLIENT = {"collection", "connecting", "failures", "indexes"}
+KNOWS_A_CLIENT = {"collection", "commands", "connecting", "failures", "indexes"}
 """The room of this process's client, and the parts of it."""
 
 
@@ -252,7 +258,10 @@ def test_the_way_of_a_request_climbs_only_for_a_command(use: Callable[[Session],
         sys.setprofile(None)
     commands = scene.commands()
     assert set(climbs) <= CLIMBS
-    assert climbs.count(("collection", "life")) == len(commands) > 0
+    # An update is a command of its own, which needs no move to say what it is.
+    told = [name for name in commands if name != "update_one"]
+    assert commands
+    assert climbs.count(("collection", "life")) == len(told)
     assert climbs.count(("visit", "life")) <= 1
 
 
@@ -336,12 +345,13 @@ def test_every_field_of_a_mark_is_read() -> None:
 
 # How large a thing may be.
 
-SMALL_CORE = 3_738
+SMALL_CORE = 3_819
 """The code lines of the rooms, without blank lines, comments and docstrings.
 
 Version 1 had 1,696 in nine modules. What came since: the table and its rooms, sealed sessions,
 logins that others have replaced, labels, remembered sessions, the limit, the audit log, index
-builds that nobody waits for, look-ups with an end, words for each failure, and signs of proxies.
+builds that nobody waits for, look-ups with an end, words for each failure, signs of proxies, and
+updates with numbers of our own.
 """
 LONG, COMPLEX = 30, 10
 OVER = {

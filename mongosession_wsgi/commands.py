@@ -1,0 +1,132 @@
+"""The commands of most requests, find and update, sent without the driver's methods for them.
+
+`find_one` and `update_one` take a client an eighth more time. What counts of `update_one` is the
+number that it gives to a write: a server carries out one write of a session and number, however
+often it comes, so a first try that was held up somewhere is never carried out after a later write.
+The rules are those of MongoDB's specification of retryable writes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from time import monotonic
+from typing import Any, TypeAlias
+
+from bson.int64 import Int64
+from pymongo import MongoClient, ReadPreference
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure, WriteConcernError, WriteError, WTimeoutError
+
+from .failures import BROKEN
+
+IdleSessions: TypeAlias = deque[tuple[ClientSession, float]]
+"""The driver's sessions with no update under way, and the moments since when they are idle.
+
+None goes back to the driver, which counts the writes of its sessions by itself. Each process has
+sessions of its own: two processes would give the same numbers.
+"""
+
+_NUMBERS = count(1 << 40)
+"""Above those that the driver, which counts from 0, gave to earlier writes of a session."""
+_REUSE = 60.0
+"""The most seconds that a session was idle; a server forgets idle sessions after 30 minutes."""
+_TO_THE_PRIMARY = {"$readPreference": ReadPreference.PRIMARY.document}
+"""What a direct connection needs, or the driver would put primaryPreferred there."""
+_WTIMEOUT = 64
+
+
+Documents = Collection[dict[str, Any]]
+"""The collection of the sessions, its documents decoded as `document.CODEC` says."""
+
+
+def find(documents: Documents, id: str) -> dict[str, Any] | None:
+    """Return the document of this id.
+
+    The server keeps no cursor, because the only document of an id is in the first batch.
+    """
+    command: dict[str, Any] = {"find": documents.name, "filter": {"_id": id}}
+    if documents.read_concern.level is not None:
+        command["readConcern"] = documents.read_concern.document
+    database = documents.database
+    if database.client.options.direct_connection:
+        command |= _TO_THE_PRIMARY
+    reply = database.command(command, codec_options=documents.codec_options)
+    batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+    return batch[0] if batch else None
+
+
+class Update:
+    """An update of one document, to be called until an answer comes, and carried out once."""
+
+    __slots__ = ("_change", "_idle", "_number", "_selected", "_session")
+
+    def __init__(
+        self, idle: IdleSessions, selected: dict[str, Any], change: dict[str, Any]
+    ) -> None:
+        self._idle = idle
+        self._selected = selected
+        self._change = change
+        self._session: ClientSession | None = None
+        self._number: Int64
+
+    def __call__(self, documents: Documents) -> bool:
+        """Change the document that is selected, and say whether there was one."""
+        client, session = documents.database.client, self._session
+        if session is None and not knows_numbers(client):
+            return bool(documents.update_one(self._selected, self._change).matched_count)
+        if session is None or session.client is not client:
+            self._session = session = _session_of(client, self._idle)
+            self._number = Int64(next(_NUMBERS))
+        reply = self._send(documents, session)
+        if "writeConcernError" in reply and reply["writeConcernError"].get("code") in BROKEN:
+            # The primary steps down. The driver hears of that when the next command is refused.
+            reply = self._send(documents, session)
+        self._idle.append((session, monotonic()))
+        if "writeErrors" in reply or "writeConcernError" in reply:
+            raise _error_of(reply)
+        return bool(reply["n"])
+
+    def _send(self, documents: Documents, session: ClientSession) -> dict[str, Any]:
+        command: dict[str, Any] = {
+            "update": documents.name,
+            "txnNumber": self._number,
+            "writeConcern": documents.write_concern.document,
+            "updates": [{"q": self._selected, "u": self._change}],
+        }
+        database, codec = documents.database, documents.codec_options
+        if database.client.options.direct_connection:
+            command |= _TO_THE_PRIMARY
+        return database.command(command, codec_options=codec, session=session)
+
+
+def knows_numbers(client: object) -> bool:
+    """Say whether the servers of a client know a second try of a write by its number."""
+    if not isinstance(client, MongoClient) or not client.options.retry_writes:
+        return False
+    seen = client.topology_description
+    servers = seen.server_descriptions().values()
+    has_sessions = seen.logical_session_timeout_minutes is not None
+    return has_sessions and any(one.retryable_writes_supported for one in servers)
+
+
+def _session_of(client: MongoClient[Any], idle: IdleSessions) -> ClientSession:
+    """Return a session of a client, for one update at a time."""
+    try:
+        session, since = idle.pop()
+    except IndexError:
+        return client.start_session(causal_consistency=False)
+    if session.client is client and monotonic() - since < _REUSE:
+        return session
+    idle.clear()  # The others have been idle for longer.
+    return client.start_session(causal_consistency=False)
+
+
+def _error_of(reply: dict[str, Any]) -> OperationFailure:
+    """Return the driver's error for a write that was refused, or not acknowledged by a majority."""
+    for refused in reply.get("writeErrors", ()):
+        return WriteError(refused.get("errmsg"), refused.get("code"), refused)
+    unsure = reply["writeConcernError"]
+    kind = WTimeoutError if unsure.get("code") == _WTIMEOUT else WriteConcernError
+    return kind(unsure.get("errmsg"), unsure.get("code"), unsure)

@@ -1,0 +1,303 @@
+"""An update is a plain command with a number, and a server carries it out once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect, WriteConcernError, WriteError, WTimeoutError
+
+from mongosession_wsgi import MongoStore, StoreError, commands
+from mongosession_wsgi.document import id_of
+
+from .commands import RECORDER
+from .pretender import Answer, Pretender
+from .proxy import Proxy, command_of, without_time_left
+
+STEPS_DOWN, NO_PRIMARY, NO_DISK = 189, 10107, 14031
+
+
+@pytest.fixture
+def pretender(client: MongoClient[Any]) -> Iterator[Pretender]:
+    assert client.address is not None
+    pretender = Pretender(client.address)
+    yield pretender
+    pretender.close()
+
+
+@pytest.fixture
+def there(
+    pretender: Pretender, settings: dict[str, Any], store: MongoStore
+) -> Iterator[MongoStore]:
+    """A store that speaks to the pretender, with its client made and its indexes there."""
+    there = MongoStore(settings | {"mongodb_host": pretender.uri})
+    there.retrieve("x")
+    yield there
+    there.close()
+
+
+def token_in(store: MongoStore) -> str:
+    token = store.create({"a": 0}).token
+    assert token is not None
+    return token
+
+
+def change(store: MongoStore, token: str, value: Any = 1) -> None:
+    session = store.open(token)
+    session["a"] = value
+    store.flush(session)
+
+
+def updates_of(act: Callable[[], object]) -> list[dict[str, Any]]:
+    with RECORDER.request() as asked:
+        act()
+    return [dict(one.command) for one in asked if one.command_name == "update"]
+
+
+def place_of(update: dict[str, Any]) -> tuple[bytes, int]:
+    return bytes(update["lsid"]["id"]), update["txnNumber"]
+
+
+def test_updates_are_numbered_in_one_session(store: MongoStore) -> None:
+    token = token_in(store)
+    (first,) = updates_of(lambda: change(store, token))
+    (second,) = updates_of(lambda: change(store, token, 2))
+    assert second["lsid"] == first["lsid"]
+    assert second["txnNumber"] > first["txnNumber"]
+
+
+def test_the_second_try_has_the_number_of_the_first(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token = token_in(store)
+    pretender.cut_after_request(once=True)
+    first, second = updates_of(lambda: change(there, token))
+    assert place_of(first) == place_of(second)
+    (third,) = updates_of(lambda: change(there, token, 2))
+    assert place_of(third)[0] == place_of(first)[0]
+
+
+class Postponing(Proxy):
+    """Holds the first update back, so that the client has to ask again."""
+
+    held: bytes | None = None
+
+    def fault_for(self, message: bytes) -> Any:
+        if self.held is None and command_of(message) == "update":
+            self.held = without_time_left(message)
+            return lambda link, message: False  # The connection is closed.
+        return super().fault_for(message)
+
+
+def test_a_first_try_that_was_held_up_changes_nothing_later(
+    client: MongoClient[Any], settings: dict[str, Any], store: MongoStore
+) -> None:
+    assert client.address is not None
+    proxy, token = Postponing(client.address), token_in(store)
+    there = MongoStore(settings | {"mongodb_host": proxy.uri})
+    change(there, token, 1)
+    change(store, token, 2)
+    assert proxy.held is not None
+    with socket.create_connection(client.address) as late:
+        late.sendall(proxy.held)
+        assert late.recv(4)
+    assert store.open(token)["a"] == 2
+    there.close()
+    proxy.close()
+
+
+def test_a_primary_that_steps_down_is_asked_until_there_is_another(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token, answers = token_in(store), iter([_with(STEPS_DOWN)])
+    pretender.changes["update"] = lambda answer: next(answers, lambda same: same)(answer)
+    refusals = iter([None, NO_PRIMARY])
+    pretender.refuses = lambda name, asked: next(refusals, None) if name == "update" else None
+    tried = updates_of(lambda: change(there, token))
+    assert [place_of(one) for one in tried] == [place_of(tried[0])] * 3
+    assert store.open(token)["a"] == 1
+
+
+def _with(code: int) -> Callable[[Answer], Answer]:
+    """Return what makes an answer one that no majority has acknowledged."""
+    unsure = {"code": code, "errmsg": "pretended"}
+    return lambda answer: answer | {"writeConcernError": unsure}
+
+
+def _refusal(code: int) -> Answer:
+    return {"ok": 0.0, "code": code, "errmsg": "pretended"}
+
+
+def _refused(answer: Answer) -> Answer:
+    refused = {"index": 0, "code": NO_DISK, "errmsg": "pretended"}
+    return answer | {"n": 0, "writeErrors": [refused]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(_with(100), WriteConcernError), (_with(64), WTimeoutError), (_refused, WriteError)],
+)
+def test_an_answer_may_hold_an_error_of_the_driver(
+    pretender: Pretender,
+    there: MongoStore,
+    store: MongoStore,
+    answer: Callable[[Answer], Answer],
+    error: type[Exception],
+) -> None:
+    token = token_in(store)
+    pretender.changes["update"] = answer
+    with pytest.raises(StoreError) as caught:
+        change(there, token)
+    assert type(caught.value.__cause__) is error
+    del pretender.changes["update"]
+    change(there, token, 2)
+
+
+def test_updates_at_the_same_time_have_a_session_each(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    tokens = [token_in(store), token_in(store)]
+    change(there, tokens[0])  # From here on, a session is idle.
+    together, places = threading.Barrier(2), []
+
+    def meet(answer: Answer) -> Answer:
+        together.wait(10)
+        return answer
+
+    pretender.changes["update"] = meet
+
+    def act(token: str) -> None:
+        (update,) = updates_of(lambda: change(there, token, 2))
+        places.append(place_of(update))
+
+    threads = [threading.Thread(target=act, args=[token]) for token in tokens]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (first, first_number), (second, second_number) = places
+    assert first != second
+    assert first_number != second_number
+
+
+def test_a_child_has_sessions_of_its_own(settings: dict[str, Any], store: MongoStore) -> None:
+    there, token = MongoStore(settings), token_in(store)
+    (before,) = updates_of(lambda: change(there, token))
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - in the child
+        try:
+            (update,) = updates_of(lambda: change(there, token, 2))
+            os.write(writes, place_of(update)[0])
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writes)
+    with os.fdopen(reads, "rb") as told:
+        of_the_child = told.read()
+    assert len(of_the_child) == 16
+    assert of_the_child != place_of(before)[0]
+    there.close()
+
+
+def test_a_session_that_was_idle_for_long_is_not_used_again(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = token_in(store)
+    (first,) = updates_of(lambda: change(store, token))
+    monkeypatch.setattr(commands, "_REUSE", 0)
+    (second,) = updates_of(lambda: change(store, token, 2))
+    assert second["lsid"] != first["lsid"]
+
+
+def test_a_client_that_is_made_anew_has_sessions_of_its_own(
+    settings: dict[str, Any], store: MongoStore
+) -> None:
+    there, token = MongoStore(settings), token_in(store)
+    (first,) = updates_of(lambda: change(there, token))
+    there.close()
+    (second,) = updates_of(lambda: change(there, token, 2))
+    assert second["lsid"] != first["lsid"]
+    there.close()
+
+
+def test_a_store_that_is_closed_between_two_tries_asks_by_its_next_client(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token = token_in(store)
+
+    def close(answer: Answer) -> Answer:
+        del pretender.changes["update"]
+        there.close()
+        return _refusal(STEPS_DOWN)
+
+    pretender.changes["update"] = close
+    first, second = updates_of(lambda: change(there, token))
+    assert second["lsid"] != first["lsid"]
+
+
+def test_a_session_of_a_client_that_was_closed_is_left(
+    store: MongoStore, client: MongoClient[Any]
+) -> None:
+    token = token_in(store)
+    of_another = client.start_session()
+    update = commands.Update(
+        deque([(of_another, monotonic())]), {"_id": id_of(token)}, {"$set": {"data.a": 1}}
+    )
+    (asked,) = updates_of(lambda: store._sessions.attempt(update))
+    assert asked["lsid"] != of_another.session_id
+
+
+@pytest.mark.parametrize("does", ["retries", "is a set", "has sessions"])
+def test_a_server_that_knows_no_numbers_gets_none(
+    pretender: Pretender,
+    settings: dict[str, Any],
+    store: MongoStore,
+    stored: Collection[Any],
+    does: str,
+) -> None:
+    gone = {
+        "retries": (),
+        "is a set": ("setName", "hosts", "me", "primary", "setVersion", "electionId"),
+        "has sessions": ("logicalSessionTimeoutMinutes",),
+    }[does]
+
+    def alone(answer: Answer) -> Answer:
+        return {k: v for k, v in answer.items() if k not in (*gone, "topologyVersion")}
+
+    pretender.changes = dict.fromkeys(("hello", "isMaster", "ismaster"), alone)
+    options = {"mongodb_retry_writes": does != "retries", "mongodb_host": pretender.uri}
+    there, token = MongoStore(settings | options), token_in(store)
+    (update,) = updates_of(lambda: change(there, token))
+    assert "txnNumber" not in update
+    found = stored.find_one({"_id": id_of(token)})
+    assert found is not None
+    assert found["data"] == {"a": 1}
+    there.close()
+
+
+def test_an_update_stays_out_of_the_transaction_of_the_application(store: MongoStore) -> None:
+    token = token_in(store)
+    with store.client.start_session() as session, session.start_transaction():
+        (update,) = updates_of(lambda: change(store, token))
+        assert update["lsid"] != session.session_id
+        assert "autocommit" not in update
+
+
+def test_a_server_that_refuses_twice_is_not_asked_again(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token = token_in(store)
+    pretender.refuses = lambda name, asked: STEPS_DOWN
+    with RECORDER.request() as asked, pytest.raises(StoreError) as caught:
+        change(there, token)
+    assert [one.command_name for one in asked] == ["update"] * 2
+    assert isinstance(caught.value.__cause__, AutoReconnect)
