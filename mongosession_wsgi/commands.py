@@ -74,11 +74,11 @@ class Update:
     def __call__(self, documents: Documents) -> bool:
         """Change the document that is selected, and say whether there was one."""
         client, session = documents.database.client, self._session
-        if session is None and not knows_numbers(client):
-            return bool(documents.update_one(self._selected, self._change).matched_count)
         if session is None or session.client is not client:
             self._session = session = _session_of(client, self._idle)
             self._number = Int64(next(_NUMBERS))
+        if session is None:
+            return bool(documents.update_one(self._selected, self._change).matched_count)
         reply = self._send(documents, session)
         if "writeConcernError" in reply and reply["writeConcernError"].get("code") in BROKEN:
             # The primary steps down. The driver hears of that when the next command is refused.
@@ -101,26 +101,31 @@ class Update:
         return database.command(command, codec_options=codec, session=session)
 
 
-def knows_numbers(client: object) -> bool:
+def _session_of(client: MongoClient[Any], idle: IdleSessions) -> ClientSession | None:
+    """Return a session for one update at a time; None where the servers know no numbers."""
+    try:
+        session, since = idle.pop()
+    except IndexError:
+        return _new_session(client)
+    if session.client is client and monotonic() - since < _REUSE:
+        return session
+    idle.clear()  # The others have been idle for longer.
+    return _new_session(client)
+
+
+def _new_session(client: MongoClient[Any]) -> ClientSession | None:
+    return client.start_session(causal_consistency=False) if _knows_numbers(client) else None
+
+
+def _knows_numbers(client: object) -> bool:
     """Say whether the servers of a client know a second try of a write by its number."""
+    # The tests of an application may have a stand-in for a client.
     if not isinstance(client, MongoClient) or not client.options.retry_writes:
         return False
     seen = client.topology_description
     servers = seen.server_descriptions().values()
     has_sessions = seen.logical_session_timeout_minutes is not None
     return has_sessions and any(one.retryable_writes_supported for one in servers)
-
-
-def _session_of(client: MongoClient[Any], idle: IdleSessions) -> ClientSession:
-    """Return a session of a client, for one update at a time."""
-    try:
-        session, since = idle.pop()
-    except IndexError:
-        return client.start_session(causal_consistency=False)
-    if session.client is client and monotonic() - since < _REUSE:
-        return session
-    idle.clear()  # The others have been idle for longer.
-    return client.start_session(causal_consistency=False)
 
 
 def _error_of(reply: dict[str, Any]) -> OperationFailure:

@@ -90,11 +90,11 @@ CALLS = {
     "untouched": 8,
     "first visit": 58,
     "read": 54,
-    "set": 49,
-    "read and set": 75,
-    "nested change": 107,
-    "log in": 120,
-    "log out": 50,
+    "set": 48,
+    "read and set": 74,
+    "nested change": 105,
+    "log in": 119,
+    "log out": 49,
 }
 """The calls; a session that is opened at its first use, and moments and numbers of updates that are
 made by us and not by the driver, take more calls than they did, and less time."""
