@@ -29,6 +29,7 @@ from pymongo.errors import (
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
+    WriteConcernError,
 )
 
 from . import connecting, document, indexes
@@ -117,7 +118,8 @@ class SessionCollection:
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a harmless-to-repeat command, and repeat it once if the connection broke.
 
-        The driver repeats writes too, but not on a standalone server. For `size` see `once`.
+        A primary that steps down before a majority has a write is asked once more. The driver
+        repeats writes too, but not on a standalone server. For `size` see `once`.
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
         around = connecting.timeout_around()
@@ -129,8 +131,21 @@ class SessionCollection:
         except StoreError as error:
             if not may_be_repeated(error.__cause__):
                 raise
+            unsure = isinstance(error.__cause__, WriteConcernError)
         with self.deadline(begun):
+            return self._past_a_primary(command, size) if unsure else self.once(command, size)
+
+    def _past_a_primary(self, command: Callable[[Documents], T], size: int) -> T:
+        """Run a command that a primary has carried out as it stepped down.
+
+        The driver hears of that when the same member refuses the command, and finds the next one.
+        """
+        try:
             return self.once(command, size)
+        except StoreError as error:
+            if not may_be_repeated(error.__cause__):
+                raise
+        return self.once(command, size)
 
     def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
         """Change the document that is selected, and say whether there was one."""

@@ -17,9 +17,13 @@ from bson.int64 import Int64
 from pymongo import MongoClient, ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure, WriteConcernError, WriteError, WTimeoutError
-
-from .failures import BROKEN
+from pymongo.errors import (
+    DuplicateKeyError,
+    OperationFailure,
+    WriteConcernError,
+    WriteError,
+    WTimeoutError,
+)
 
 IdleSessions: TypeAlias = deque[tuple[ClientSession, float]]
 """The driver's sessions with no update under way, and the moments since when they are idle.
@@ -34,7 +38,8 @@ _REUSE = 60.0
 """The most seconds that a session was idle; a server forgets idle sessions after 30 minutes."""
 _TO_THE_PRIMARY = {"$readPreference": ReadPreference.PRIMARY.document}
 """What a direct connection needs, or the driver would put primaryPreferred there."""
-_WTIMEOUT = 64
+_KINDS: dict[int, type[OperationFailure]] = {64: WTimeoutError, 11000: DuplicateKeyError}
+"""The driver's errors for some codes."""
 
 
 Documents = Collection[dict[str, Any]]
@@ -80,9 +85,6 @@ class Update:
         if session is None:
             return bool(documents.update_one(self._selected, self._change).matched_count)
         reply = self._send(documents, session)
-        if "writeConcernError" in reply and reply["writeConcernError"].get("code") in BROKEN:
-            # The primary steps down. The driver hears of that when the next command is refused.
-            reply = self._send(documents, session)
         self._idle.append((session, monotonic()))
         if "writeErrors" in reply or "writeConcernError" in reply:
             raise _error_of(reply)
@@ -130,8 +132,7 @@ def _knows_numbers(client: object) -> bool:
 
 def _error_of(reply: dict[str, Any]) -> OperationFailure:
     """Return the driver's error for a write that was refused, or not acknowledged by a majority."""
-    for refused in reply.get("writeErrors", ()):
-        return WriteError(refused.get("errmsg"), refused.get("code"), refused)
-    unsure = reply["writeConcernError"]
-    kind = WTimeoutError if unsure.get("code") == _WTIMEOUT else WriteConcernError
-    return kind(unsure.get("errmsg"), unsure.get("code"), unsure)
+    is_refused = "writeErrors" in reply
+    found = reply["writeErrors"][0] if is_refused else reply["writeConcernError"]
+    kind = _KINDS.get(found["code"], WriteError if is_refused else WriteConcernError)
+    return kind(found.get("errmsg"), found["code"], found)

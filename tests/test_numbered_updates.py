@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import AutoReconnect, WriteConcernError, WriteError, WTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    DuplicateKeyError,
+    WriteConcernError,
+    WriteError,
+    WTimeoutError,
+)
 
 from mongosession_wsgi import MongoStore, StoreError, commands
 from mongosession_wsgi.document import id_of
@@ -22,7 +28,7 @@ from .commands import RECORDER
 from .pretender import Answer, Pretender
 from .proxy import Proxy, command_of, without_time_left
 
-STEPS_DOWN, NO_PRIMARY, NO_DISK = 189, 10107, 14031
+STEPS_DOWN, NO_PRIMARY, NO_DISK, TAKEN = 189, 10107, 14031, 11000
 
 
 @pytest.fixture
@@ -136,14 +142,19 @@ def _refusal(code: int) -> Answer:
     return {"ok": 0.0, "code": code, "errmsg": "pretended"}
 
 
-def _refused(answer: Answer) -> Answer:
-    refused = {"index": 0, "code": NO_DISK, "errmsg": "pretended"}
-    return answer | {"n": 0, "writeErrors": [refused]}
+def _refused(code: int) -> Callable[[Answer], Answer]:
+    refused = {"index": 0, "code": code, "errmsg": "pretended"}
+    return lambda answer: answer | {"n": 0, "writeErrors": [refused]}
 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [(_with(100), WriteConcernError), (_with(64), WTimeoutError), (_refused, WriteError)],
+    [
+        (_with(100), WriteConcernError),
+        (_with(64), WTimeoutError),
+        (_refused(NO_DISK), WriteError),
+        (_refused(TAKEN), DuplicateKeyError),
+    ],
 )
 def test_an_answer_may_hold_an_error_of_the_driver(
     pretender: Pretender,
