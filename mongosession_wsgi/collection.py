@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
@@ -29,7 +29,6 @@ from pymongo.errors import (
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
-    WriteConcernError,
 )
 
 from . import connecting, document, indexes
@@ -52,6 +51,8 @@ _TOO_LARGE = {10334, 17419, 17420}
 _NO_TIME = 0.001
 _MOMENT = 1.0
 """Seconds that `close` waits for a server, and for the end of a thread."""
+_PAUSE = 0.05
+"""Seconds between the later tries of an update."""
 _NOT_TRIED = re.compile("username|password|auth|event_listeners|auto_encryption|connect$")
 """The options of a login, those by which others would notice a trial, and the one of the trial."""
 _FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
@@ -118,8 +119,7 @@ class SessionCollection:
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a harmless-to-repeat command, and repeat it once if the connection broke.
 
-        A primary that steps down before a majority has a write is asked once more. The driver
-        repeats writes too, but not on a standalone server. For `size` see `once`.
+        The driver repeats writes too, but not on a standalone server. For `size` see `once`.
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
         around = connecting.timeout_around()
@@ -131,26 +131,32 @@ class SessionCollection:
         except StoreError as error:
             if not may_be_repeated(error.__cause__):
                 raise
-            unsure = isinstance(error.__cause__, WriteConcernError)
         with self.deadline(begun):
-            return self._past_a_primary(command, size) if unsure else self.once(command, size)
-
-    def _past_a_primary(self, command: Callable[[Documents], T], size: int) -> T:
-        """Run a command that a primary has carried out as it stepped down.
-
-        The driver hears of that when the same member refuses the command, and finds the next one.
-        """
-        try:
             return self.once(command, size)
+
+    def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
+        """Change the document that is selected, and say whether there was one.
+
+        The number of an update makes each repetition harmless, so they go on until the time is up.
+        """
+        idle = self._idle.setdefault(os.getpid(), deque())
+        begun, update = monotonic(), Update(idle, selected, change)
+        try:
+            return self.attempt(update)
         except StoreError as error:
             if not may_be_repeated(error.__cause__):
                 raise
-        return self.once(command, size)
+        with self.deadline(begun):
+            return self._until_done(update)
 
-    def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
-        """Change the document that is selected, and say whether there was one."""
-        idle = self._idle.setdefault(os.getpid(), deque())
-        return self.attempt(Update(idle, selected, change))
+    def _until_done(self, update: Update) -> bool:
+        while True:
+            sleep(_PAUSE)
+            try:
+                return self.once(update)
+            except StoreError as error:
+                if self.timeout is None or not may_be_repeated(error.__cause__):
+                    raise
 
     def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a command, and turn the driver's errors into ours.

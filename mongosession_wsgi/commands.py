@@ -19,11 +19,15 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import (
     DuplicateKeyError,
+    NetworkTimeout,
     OperationFailure,
     WriteConcernError,
     WriteError,
     WTimeoutError,
 )
+
+from . import document
+from .failures import may_be_repeated
 
 IdleSessions: TypeAlias = deque[tuple[ClientSession, float]]
 """The driver's sessions with no update under way, and the moments since when they are idle.
@@ -38,9 +42,10 @@ _REUSE = 60.0
 """The most seconds that a session was idle; a server forgets idle sessions after 30 minutes."""
 _TO_THE_PRIMARY = {"$readPreference": ReadPreference.PRIMARY.document}
 """What a direct connection needs, or the driver would put primaryPreferred there."""
-_KINDS: dict[int, type[OperationFailure]] = {64: WTimeoutError, 11000: DuplicateKeyError}
+_REPLIES = document.CODEC.with_options(unicode_decode_error_handler="replace")
+"""A server may cut the words of a refusal in the midst of a letter."""
+_KINDS: dict[Any, type[OperationFailure]] = {64: WTimeoutError, 11000: DuplicateKeyError}
 """The driver's errors for some codes."""
-
 
 Documents = Collection[dict[str, Any]]
 """The collection of the sessions, its documents decoded as `document.CODEC` says."""
@@ -84,23 +89,36 @@ class Update:
             self._number = Int64(next(_NUMBERS))
         if session is None:
             return bool(documents.update_one(self._selected, self._change).matched_count)
-        reply = self._send(documents, session)
+        try:
+            was_there = self._send(documents, session)
+        except OperationFailure as error:
+            if not may_be_repeated(error):
+                self._idle.append((session, monotonic()))
+            raise
         self._idle.append((session, monotonic()))
-        if "writeErrors" in reply or "writeConcernError" in reply:
-            raise _error_of(reply)
-        return bool(reply["n"])
+        return was_there
 
-    def _send(self, documents: Documents, session: ClientSession) -> dict[str, Any]:
+    def _send(self, documents: Documents, session: ClientSession) -> bool:
         command: dict[str, Any] = {
             "update": documents.name,
             "txnNumber": self._number,
             "writeConcern": documents.write_concern.document,
             "updates": [{"q": self._selected, "u": self._change}],
         }
-        database, codec = documents.database, documents.codec_options
-        if database.client.options.direct_connection:
+        database = documents.database
+        options = database.client.options
+        if options.direct_connection:
             command |= _TO_THE_PRIMARY
-        return database.command(command, codec_options=codec, session=session)
+        try:
+            reply = database.command(command, codec_options=_REPLIES, session=session)
+        except NetworkTimeout:
+            if options.timeout is not None:
+                raise
+            # The time of the connection is up, and the update has no limit.
+            reply = database.command(command, codec_options=_REPLIES, session=session)
+        if reply.get("writeErrors") or reply.get("writeConcernError"):
+            raise _error_of(reply)
+        return bool(reply.get("n"))
 
 
 def _session_of(client: MongoClient[Any], idle: IdleSessions) -> ClientSession | None:
@@ -132,7 +150,8 @@ def _knows_numbers(client: object) -> bool:
 
 def _error_of(reply: dict[str, Any]) -> OperationFailure:
     """Return the driver's error for a write that was refused, or not acknowledged by a majority."""
-    is_refused = "writeErrors" in reply
-    found = reply["writeErrors"][0] if is_refused else reply["writeConcernError"]
-    kind = _KINDS.get(found["code"], WriteError if is_refused else WriteConcernError)
-    return kind(found.get("errmsg"), found["code"], found)
+    refused = reply.get("writeErrors")
+    found = refused[0] if refused else reply["writeConcernError"]
+    code, labels = found.get("code"), reply.get("errorLabels", [])
+    kind = _KINDS.get(code, WriteError if refused else WriteConcernError)
+    return kind(found.get("errmsg"), code, {**found, "errorLabels": labels})

@@ -284,7 +284,8 @@ def may_be_repeated(error: BaseException | None) -> bool:
     """Say whether a repetition of the failed command has a chance."""
     if isinstance(error, ConnectionFailure):
         return not error.timeout
-    return isinstance(error, OperationFailure) and error.code in BROKEN
+    is_told = isinstance(error, OperationFailure) and error.has_error_label("RetryableWriteError")
+    return is_told or (isinstance(error, OperationFailure) and error.code in BROKEN)
 
 
 def may_pass(error: BaseException | None) -> bool:

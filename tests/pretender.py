@@ -36,7 +36,7 @@ class Pretender(Proxy):
         if code is not None:
             words = f"pretended: {name} is refused"
             refusal = {"ok": 0.0, "code": code, "codeName": f"Code{code}", "errmsg": words}
-            return lambda link, message: link.answer(_written(message, refusal))
+            return lambda link, message: link.answer(written(message, refusal))
         if name in self.changes:
             change = self.changes[name]
             return lambda link, message: link.answer(_changed(message, link.ask(message), change))
@@ -59,10 +59,10 @@ def _changed(message: bytes, reply: bytes, change: Callable[[Answer], Answer]) -
     if not reply:
         return reply
     begin = _HEADER + (5 if _code(reply) == _OP_MSG else 20)
-    return _written(message, change(bson.decode(reply[begin:])))
+    return written(message, change(bson.decode(reply[begin:])))
 
 
-def _written(message: bytes, answer: Answer) -> bytes:
+def written(message: bytes, answer: Answer) -> bytes:
     if _code(message) == _OP_MSG:
         code, body = _OP_MSG, struct.pack("<iB", 0, 0) + bson.encode(answer)
     else:

@@ -14,7 +14,6 @@ import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import (
-    AutoReconnect,
     DuplicateKeyError,
     WriteConcernError,
     WriteError,
@@ -25,10 +24,10 @@ from mongosession_wsgi import MongoStore, StoreError, commands
 from mongosession_wsgi.document import id_of
 
 from .commands import RECORDER
-from .pretender import Answer, Pretender
+from .pretender import Answer, Pretender, written
 from .proxy import Proxy, command_of, without_time_left
 
-STEPS_DOWN, NO_PRIMARY, NO_DISK, TAKEN = 189, 10107, 14031, 11000
+STEPS_DOWN, NO_PRIMARY, NO_DISK, TAKEN, NOT_REACHED = 189, 10107, 14031, 11000, 6
 
 
 @pytest.fixture
@@ -96,10 +95,15 @@ class Postponing(Proxy):
 
     held: bytes | None = None
 
+    def __init__(self, server: tuple[str, int]) -> None:
+        self.hangs_up = threading.Event()
+        self.hangs_up.set()
+        super().__init__(server)
+
     def fault_for(self, message: bytes) -> Any:
         if self.held is None and command_of(message) == "update":
             self.held = without_time_left(message)
-            return lambda link, message: False  # The connection is closed.
+            return lambda link, message: not self.hangs_up.wait(10)
         return super().fault_for(message)
 
 
@@ -303,12 +307,137 @@ def test_an_update_stays_out_of_the_transaction_of_the_application(store: MongoS
         assert "autocommit" not in update
 
 
-def test_a_server_that_refuses_twice_is_not_asked_again(
+@pytest.fixture
+def short(
+    pretender: Pretender, settings: dict[str, Any], store: MongoStore
+) -> Iterator[MongoStore]:
+    """A store with a second for each command."""
+    options = {"mongodb_host": pretender.uri, "mongodb_timeout_ms": 1000}
+    short = MongoStore(settings | options)
+    short.retrieve("x")
+    yield short
+    short.close()
+
+
+def test_an_update_is_repeated_until_its_time_is_up(
+    pretender: Pretender, short: MongoStore, store: MongoStore
+) -> None:
+    token = token_in(store)
+    pretender.changes["update"] = lambda answer: _refusal(NOT_REACHED)
+    with RECORDER.request() as asked, pytest.raises(StoreError):
+        change(short, token)
+    assert len(asked) > 3
+    assert len({place_of(dict(one.command)) for one in asked}) == 1
+
+
+def test_an_update_without_a_limit_is_tried_three_times(
+    pretender: Pretender, settings: dict[str, Any], store: MongoStore
+) -> None:
+    token, options = token_in(store), {"mongodb_timeout_ms": 0, "mongodb_host": pretender.uri}
+    there = MongoStore(settings | options)
+    there.retrieve("x")
+    pretender.changes["update"] = lambda answer: _refusal(NOT_REACHED)
+    with RECORDER.request() as asked, pytest.raises(StoreError):
+        change(there, token)
+    assert len(asked) == 3
+    there.close()
+
+
+def test_a_connection_that_is_silent_is_replaced_where_nothing_else_has_a_limit(
+    client: MongoClient[Any], settings: dict[str, Any], store: MongoStore
+) -> None:
+    assert client.address is not None
+    token, proxy = token_in(store), Postponing(client.address)
+    with MongoClient[Any](f"{proxy.uri}&socketTimeoutMS=500") as patient:
+        there = MongoStore(settings, client=patient)
+        there.retrieve("x")
+        proxy.hangs_up.clear()
+        first, second = updates_of(lambda: change(there, token))
+        proxy.hangs_up.set()
+    assert place_of(first) == place_of(second)
+    assert store.open(token)["a"] == 1
+    proxy.close()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_label_says_what_may_be_repeated(
+    pretender: Pretender, there: MongoStore, store: MongoStore, refuses: bool
+) -> None:
+    token = token_in(store)
+    labels = {"errorLabels": ["RetryableWriteError"]}
+
+    def once(answer: Answer) -> Answer:
+        del pretender.changes["update"]
+        return (_refusal(90) if refuses else _with(90)(answer)) | labels
+
+    pretender.changes["update"] = once
+    assert len(updates_of(lambda: change(there, token))) == 2
+    assert store.open(token)["a"] == 1
+
+
+def test_a_session_is_idle_only_after_the_last_try(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token, other = token_in(store), token_in(store)
+    change(there, other)
+    idle = there._sessions._idle[os.getpid()]
+    assert len(idle) == 1
+
+    def refused(answer: Answer) -> Answer:
+        pretender.changes["update"] = looked
+        return _refused(NOT_REACHED)(answer)
+
+    def looked(answer: Answer) -> Answer:
+        del pretender.changes["update"]
+        assert not idle
+        return answer
+
+    pretender.changes["update"] = refused
+    change(there, token, 2)
+    assert "update" not in pretender.changes
+    assert len(idle) == 1
+
+
+def test_a_session_with_a_final_refusal_is_idle(
     pretender: Pretender, there: MongoStore, store: MongoStore
 ) -> None:
     token = token_in(store)
-    pretender.refuses = lambda name, asked: STEPS_DOWN
-    with RECORDER.request() as asked, pytest.raises(StoreError) as caught:
+    (before,) = updates_of(lambda: change(there, token))
+    pretender.refuses = lambda name, asked: NO_DISK if name == "update" else None
+    with pytest.raises(StoreError):
+        change(there, token, 2)
+    pretender.refuses = lambda name, asked: None
+    (after,) = updates_of(lambda: change(there, token, 3))
+    assert after["lsid"] == before["lsid"]
+
+
+class Cutting(Pretender):
+    """Refuses updates in words that end in the midst of a letter."""
+
+    def fault_for(self, message: bytes) -> Any:
+        if command_of(message) != "update":
+            return super().fault_for(message)
+        whole = written(message, _refused(TAKEN)({"ok": 1.0, "errmsg": "pretended"}))
+        return lambda link, message: link.answer(whole.replace(b"pretended", b"pretende\xc3"))
+
+
+def test_words_that_are_cut_in_a_letter_are_read(
+    client: MongoClient[Any], settings: dict[str, Any], store: MongoStore
+) -> None:
+    assert client.address is not None
+    token, cutting = token_in(store), Cutting(client.address)
+    there = MongoStore(settings | {"mongodb_host": cutting.uri})
+    with pytest.raises(StoreError) as caught:
         change(there, token)
-    assert [one.command_name for one in asked] == ["update"] * 2
-    assert isinstance(caught.value.__cause__, AutoReconnect)
+    assert type(caught.value.__cause__) is DuplicateKeyError
+    there.close()
+    cutting.close()
+
+
+@pytest.mark.parametrize("empty", [{"writeErrors": []}, {"writeConcernError": None}])
+def test_an_empty_list_of_errors_is_none(
+    pretender: Pretender, there: MongoStore, store: MongoStore, empty: Answer
+) -> None:
+    token = token_in(store)
+    pretender.changes["update"] = lambda answer: answer | empty
+    assert len(updates_of(lambda: change(there, token))) == 1

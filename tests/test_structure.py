@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "failures": {"errors"},
     "connecting": {"failures"},
     "indexes": {"errors", "document", "failures", "connecting"},
-    "commands": set(),
+    "commands": {"document", "failures"},
     "collection": {
         *("errors", "settings", "document", "failures", "connecting", "indexes", "commands"),
     },
@@ -345,7 +345,7 @@ def test_every_field_of_a_mark_is_read() -> None:
 
 # How large a thing may be.
 
-SMALL_CORE = 3_832
+SMALL_CORE = 3_857
 """The code lines of the rooms, without blank lines, comments and docstrings.
 
 Version 1 had 1,696 in nine modules. What came since: the table and its rooms, sealed sessions,
