@@ -52,7 +52,9 @@ _NO_TIME = 0.001
 _MOMENT = 1.0
 """Seconds that `close` waits for a server, and for the end of a thread."""
 _PAUSE = 0.05
-"""Seconds between the later tries of an update."""
+"""Seconds between the later tries of a command."""
+_MOST_REPETITIONS = 2
+"""Where no time ends them: a primary that steps down may refuse twice."""
 _NOT_TRIED = re.compile("username|password|auth|event_listeners|auto_encryption|connect$")
 """The options of a login, those by which others would notice a trial, and the one of the trial."""
 _FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
@@ -117,9 +119,11 @@ class SessionCollection:
         return None if self._timeout == inf else self._timeout
 
     def attempt(self, command: Callable[[Documents], T], size: int = 0) -> T:
-        """Run a harmless-to-repeat command, and repeat it once if the connection broke.
+        """Run a harmless-to-repeat command, and repeat it while connections break.
 
-        The driver repeats writes too, but not on a standalone server. For `size` see `once`.
+        That goes on until the time is up; without a limit, or if the one member that may be asked
+        is no primary, there are two repetitions. The driver repeats writes too, but not on a
+        standalone server. For `size` see `once`.
         """
         begun, documents = monotonic(), self._made.get(os.getpid())
         around = connecting.timeout_around()
@@ -132,31 +136,29 @@ class SessionCollection:
             if not may_be_repeated(error.__cause__):
                 raise
         with self.deadline(begun):
-            return self.once(command, size)
+            return self._repeated(command, size)
+
+    def _repeated(self, command: Callable[[Documents], T], size: int) -> T:
+        tries = 0
+        while True:
+            try:
+                return self.once(command, size)
+            except StoreError as error:
+                tries += 1
+                goes_on = tries < _MOST_REPETITIONS or self._comes_to_an_end(error.__cause__)
+                if not (goes_on and may_be_repeated(error.__cause__)):
+                    raise
+            sleep(_PAUSE)
+
+    def _comes_to_an_end(self, error: BaseException | None) -> bool:
+        """Say whether there is a limit of time, and another member that may be the primary."""
+        is_alone = self._is_direct and isinstance(error, NotPrimaryError)
+        return self.timeout is not None and not is_alone
 
     def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
-        """Change the document that is selected, and say whether there was one.
-
-        The number of an update makes each repetition harmless, so they go on until the time is up.
-        """
+        """Change the document that is selected, and say whether there was one."""
         idle = self._idle.setdefault(os.getpid(), deque())
-        begun, update = monotonic(), Update(idle, selected, change)
-        try:
-            return self.attempt(update)
-        except StoreError as error:
-            if not may_be_repeated(error.__cause__):
-                raise
-        with self.deadline(begun):
-            return self._until_done(update)
-
-    def _until_done(self, update: Update) -> bool:
-        while True:
-            sleep(_PAUSE)
-            try:
-                return self.once(update)
-            except StoreError as error:
-                if self.timeout is None or not may_be_repeated(error.__cause__):
-                    raise
+        return self.attempt(Update(idle, selected, change))
 
     def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a command, and turn the driver's errors into ours.

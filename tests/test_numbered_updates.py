@@ -1,4 +1,4 @@
-"""An update is a plain command with a number, and a server carries it out once."""
+"""An update is a plain command with a number, repeated at will, and carried out once."""
 
 from __future__ import annotations
 
@@ -357,6 +357,14 @@ def test_a_connection_that_is_silent_is_replaced_where_nothing_else_has_a_limit(
     assert place_of(first) == place_of(second)
     assert store.open(token)["a"] == 1
     proxy.close()
+
+
+def test_a_look_is_repeated_too(pretender: Pretender, short: MongoStore, store: MongoStore) -> None:
+    token, codes = token_in(store), iter([NOT_REACHED] * 4)
+    pretender.refuses = lambda name, asked: next(codes, None) if name == "find" else None
+    with RECORDER.request() as asked:
+        assert short.open(token)["a"] == 0
+    assert [one.command_name for one in asked] == ["find"] * 5
 
 
 @pytest.mark.parametrize("refuses", [False, True])
