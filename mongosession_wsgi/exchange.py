@@ -103,6 +103,31 @@ def is_handshake(environ: WSGIEnvironment) -> bool:
     return is_asked or "wsgi.websocket" in environ
 
 
+class _Opening:
+    """Opens the visit of a request at the first use of its session; many a request has none.
+
+    Neither the session nor this knows the exchange. In a cycle, what a session holds would stay in
+    memory until the garbage collector comes, which takes its time from other requests.
+    """
+
+    __slots__ = ("_came_with", "_cookie", "_store", "_times", "visit")
+
+    def __init__(self, store: Store, cookie: Cookie, came_with: str, times: Times | None) -> None:
+        self._store = store
+        self._cookie = cookie
+        self._came_with = came_with
+        self._times = times
+        self.visit: Visit | None = None
+
+    def __call__(self) -> Visit:
+        if self.visit is None:
+            token = self._cookie.read(self._came_with)
+            visit = visit_of(self._store.open(token, self._times))
+            if self.visit is None:  # Another thread of the request may have been sooner.
+                self.visit = visit
+        return self.visit
+
+
 class Exchange:
     """Open the session of a request's cookie, and tell the browser of its fate.
 
@@ -114,16 +139,14 @@ class Exchange:
 
     __slots__ = (
         "_begins",
-        "_came_with",
         "_committed",
         "_cookies",
         "_has_failed",
         "_host",
+        "_opening",
         "_scheme",
         "_set_cookie",
         "_store",
-        "_times",
-        "_visit",
         "cookie",
         "is_running",
         "session",
@@ -138,38 +161,30 @@ class Exchange:
     ) -> None:
         self._store = store
         self._cookies = cookies
-        self._times = times
         # The environ itself would be a cycle, and keep uploads until the garbage collector comes.
         self._scheme: str = environ.get("wsgi.url_scheme", "")
         self._host: str | None = environ.get("HTTP_HOST") or environ.get("SERVER_NAME")
-        self._came_with = environ.get("HTTP_COOKIE", "")
-        self._visit: Visit | None = None
         self._committed = self._begins = self._has_failed = False
         self._set_cookie: str | None = None
         # Whether the application is at work just now, perhaps calling another middleware of ours.
         self.is_running: bool = False
         self.cookie: Cookie = cookies.cookie_for(environ)
-        self.session: Session = unopened(self._open)
+        came_with = environ.get("HTTP_COOKIE", "")
+        self._opening = _Opening(store, self.cookie, came_with, times)
+        self.session: Session = unopened(self._opening)
         # Where an application looks, and where other parts of ours do.
         environ[KEY], environ[EXCHANGE] = self.session, self
 
     @property
     def visit(self) -> Visit:
         """The visit beneath the session."""
-        return self._visit or visit_of(self.session)
-
-    def _open(self) -> Visit:
-        """Open the visit, at the session's first use; many a request has none."""
-        token = self.cookie.read(self._came_with)
-        visit = visit_of(self._store.open(token, self._times))
-        if self._visit is None:  # Another thread of the request may have been sooner.
-            self._visit = visit
-        return self._visit
+        return self._opening.visit or self._opening()
 
     @property
     def is_untouched(self) -> bool:
         """Whether the application has not used the session so far."""
-        return self._visit is None or self._visit.state is State.UNTOUCHED
+        visit = self._opening.visit
+        return visit is None or visit.state is State.UNTOUCHED
 
     def commit(self, status: str) -> None:
         """Store the session, before the first header of a response with a status goes out.
@@ -178,7 +193,7 @@ class Exchange:
         place of a committed response, the session stays the same. Raises `SessionDataError`, and
         `StoreError`, even where the framework has caught the error and made a 500.
         """
-        self._has_failed, visit = status.startswith("5"), self._visit
+        self._has_failed, visit = status.startswith("5"), self._opening.visit
         if visit is None or visit.state is State.UNTOUCHED or self._committed:
             return
         if status.startswith("500") and type(visit.known) is Failure:
@@ -211,7 +226,7 @@ class Exchange:
 
     def abandon(self) -> None:
         """Give up a request failed before the commit; only `destroy()` is carried out."""
-        visit = self._visit
+        visit = self._opening.visit
         if visit is None or type(visit.known) is Failure:
             return
         if visit.state is State.DESTROYED:
@@ -245,7 +260,7 @@ class Exchange:
 
     def close(self) -> None:
         """Write the changes after the commit, if the browser has a cookie for the session."""
-        visit = self._visit
+        visit = self._opening.visit
         if visit is None:
             return
         if self._has_failed or visit.state is State.DESTROYED:

@@ -284,8 +284,9 @@ def may_be_repeated(error: BaseException | None) -> bool:
     """Say whether a repetition of the failed command has a chance."""
     if isinstance(error, ConnectionFailure):
         return not error.timeout
-    is_told = isinstance(error, OperationFailure) and error.has_error_label("RetryableWriteError")
-    return is_told or (isinstance(error, OperationFailure) and error.code in BROKEN)
+    if not isinstance(error, OperationFailure):
+        return False
+    return error.code in BROKEN or error.has_error_label("RetryableWriteError")
 
 
 def may_pass(error: BaseException | None) -> bool:

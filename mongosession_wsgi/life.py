@@ -13,6 +13,7 @@ from functools import cache
 from secrets import token_urlsafe
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import ref
 
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
@@ -558,11 +559,12 @@ class Life:
 
     def _unopened(self, record: Record, visit: Visit) -> Record:
         """Return a sealed session whose values open when they are asked for."""
-        seal = _seal_of(visit)
+        seal, weakly = _seal_of(visit), ref(visit)  # The visit holds the data; no cycle is to be.
 
         def spoil() -> None:
             _log_foreign(record.id)
-            visit.spoil()
+            if (of := weakly()) is not None:
+                of.spoil()
 
         return record._replace(data=SealedData(record.data, seal, spoil))
 

@@ -86,6 +86,7 @@ class Visit:
     """The actions of one request on the session, and the knowledge of the stored state."""
 
     __slots__ = (
+        "__weakref__",
         "_look",
         "_new_token",
         "came",
