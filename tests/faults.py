@@ -147,9 +147,17 @@ def _killed_and_restarted(rig: Rig) -> Iterator[None]:
 def _stopped(rig: Rig) -> Iterator[None]:
     os.kill(rig.server.pid, signal.SIGSTOP)
     try:
+        # The signal may come later than the next command, and to one thread after the other.
+        wait_until(lambda: _has_stopped(rig.server.pid))
         yield
     finally:
         os.kill(rig.server.pid, signal.SIGCONT)
+
+
+def _has_stopped(pid: int) -> bool:
+    """Say whether all threads of a process stand still; True where no kernel tells."""
+    states = [one.read_text() for one in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def _delayed(share: float) -> Strike:
