@@ -19,6 +19,7 @@ from mongosession_wsgi.testing.requests import Clock
 
 from .commands import RECORDER
 from .measured import import_all, measure_no_more, paused, resumed, save
+from .pretender import Pretender
 
 # Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
 # those that chance makes up take many times as long. `STORIES` asks for others.
@@ -138,6 +139,25 @@ def client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
     client: MongoClient[Any]
     with MongoClient(mongodb_uri, tz_aware=True) as client:
         yield client
+
+
+@pytest.fixture
+def pretender(client: MongoClient[Any]) -> Iterator[Pretender]:
+    """A proxy before the server, whose answers a test may change."""
+    assert client.address is not None
+    pretender = Pretender(client.address)
+    yield pretender
+    pretender.close()
+
+
+@pytest.fixture
+def there(
+    pretender: Pretender, settings: dict[str, Any], store: MongoStore
+) -> Iterator[MongoStore]:
+    """A store that speaks to the pretender, and whose indexes are made."""
+    there = MongoStore(settings | {"mongodb_host": pretender.uri})
+    yield there
+    there.close()
 
 
 @pytest.fixture

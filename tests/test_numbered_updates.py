@@ -31,22 +31,10 @@ STEPS_DOWN, NO_PRIMARY, NO_DISK, TAKEN, NOT_REACHED = 189, 10107, 14031, 11000, 
 
 
 @pytest.fixture
-def pretender(client: MongoClient[Any]) -> Iterator[Pretender]:
-    assert client.address is not None
-    pretender = Pretender(client.address)
-    yield pretender
-    pretender.close()
-
-
-@pytest.fixture
-def there(
-    pretender: Pretender, settings: dict[str, Any], store: MongoStore
-) -> Iterator[MongoStore]:
-    """A store that speaks to the pretender, with its client made and its indexes there."""
-    there = MongoStore(settings | {"mongodb_host": pretender.uri})
+def there(there: MongoStore) -> MongoStore:
+    """The store that speaks to the pretender, with its client made."""
     there.retrieve("x")
-    yield there
-    there.close()
+    return there
 
 
 def token_in(store: MongoStore) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,24 +23,6 @@ from .pretender import Answer, Pretender
 
 GOOD, NOTE, WRONG = Verdict.GOOD, Verdict.NOTE, Verdict.WRONG
 NO_SUCH_COMMAND, NOT_ALLOWED, OF_ATLAS, NO_OPERATOR = 59, 13, 8000, 168
-
-
-@pytest.fixture
-def pretender(client: MongoClient[Any]) -> Iterator[Pretender]:
-    assert client.address is not None
-    pretender = Pretender(client.address)
-    yield pretender
-    pretender.close()
-
-
-@pytest.fixture
-def there(
-    pretender: Pretender, settings: dict[str, Any], store: MongoStore
-) -> Iterator[MongoStore]:
-    """A store that speaks to the pretender, and whose indexes are made."""
-    there = MongoStore(settings | {"mongodb_host": pretender.uri})
-    yield there
-    there.close()
 
 
 def findings(store: MongoStore) -> dict[str, Finding]:
