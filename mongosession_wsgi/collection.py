@@ -24,15 +24,14 @@ from pymongo.collection import Collection
 from pymongo.errors import (
     ConfigurationError,
     DocumentTooLarge,
-    DuplicateKeyError,
     NetworkTimeout,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
 )
 
-from . import connecting, document, indexes
-from .commands import Documents, IdleSessions, Update
+from . import commands, connecting, document, indexes
+from .commands import Documents, IdleSessions
 from .errors import SettingsError, StoreError
 from .failures import (
     RAISED_BY_THE_DRIVER,
@@ -155,10 +154,18 @@ class SessionCollection:
         is_alone = self._is_direct and isinstance(error, NotPrimaryError)
         return self.timeout is not None and not is_alone
 
+    def find(self, id: str) -> dict[str, Any] | None:
+        """Return the document of this id."""
+        idle = self._idle_sessions()
+        return self.attempt(lambda them: commands.find(them, idle, id))
+
     def update(self, selected: dict[str, Any], change: dict[str, Any]) -> bool:
         """Change the document that is selected, and say whether there was one."""
-        idle = self._idle.setdefault(os.getpid(), deque())
-        return self.attempt(Update(idle, selected, change))
+        return self.attempt(commands.update(self._idle_sessions(), selected, change))
+
+    def insert(self, new: RawBSONDocument) -> bool:
+        """Store a document; False if the id is taken, be it by the same command before."""
+        return self.attempt(commands.insert(self._idle_sessions(), new), len(new.raw))
 
     def once(self, command: Callable[[Documents], T], size: int = 0) -> T:
         """Run a command, and turn the driver's errors into ours.
@@ -227,6 +234,9 @@ class SessionCollection:
         if (documents := self._made.pop(pid, None)) is not None:
             self._end(documents)
         self._indexes.wait(_MOMENT)
+
+    def _idle_sessions(self) -> IdleSessions:
+        return self._idle.setdefault(os.getpid(), deque())
 
     # The making of the client.
 
@@ -343,21 +353,6 @@ class SessionCollection:
         # A traceback shows the cause, so the text of the cause must hide secrets too.
         failure.__cause__ = error if words == str(error) else ConfigurationError(words)
         return failure
-
-
-def insert(documents: Documents, new: RawBSONDocument) -> bool:
-    """Insert a document; False if the id is taken, be it by the same command before.
-
-    MongoDB names the index that refuses the document, and a unique index of somebody else raises
-    `DuplicateKeyError`. Other engines name no index.
-    """
-    try:
-        documents.insert_one(new)
-    except DuplicateKeyError as error:
-        if (error.details or {}).get("keyPattern", {"_id": 1}) != {"_id": 1}:
-            raise
-        return False
-    return True
 
 
 def _run(documents: Documents, command: Callable[[Documents], T], size: int) -> T:

@@ -19,8 +19,8 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from . import audit, document
-from .collection import RAW, SessionCollection, insert
-from .commands import Documents, find
+from .collection import RAW, SessionCollection
+from .commands import Documents
 from .document import Mark, Record, Token, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
@@ -311,7 +311,7 @@ class Life:
         seal = _new_seal(token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
         begun = monotonic()
-        is_new = self._sessions.attempt(lambda them: insert(them, stored), len(stored.raw))
+        is_new = self._sessions.insert(stored)
         self._sessions.ensure_indexes_in_passing()
         if not is_new:
             with self._sessions.deadline(begun):
@@ -500,7 +500,7 @@ class Life:
     def _forestall(self, id: str, sign: str) -> bool:
         """Keep a session from being stored; False for an id already taken."""
         tombstone = RawBSONDocument(document.tombstone(id, self._clock(), sign))
-        if self._sessions.attempt(lambda them: insert(them, tombstone)):
+        if self._sessions.insert(tombstone):
             return True
         there = self._found(id)  # The tombstone is our own, if an answer was lost.
         return type(there) is Mark and there.ended == sign
@@ -531,7 +531,7 @@ class Life:
         """Return the session or mark under an id, unless expired or not of our form."""
         known = None
         try:
-            found = self._sessions.attempt(lambda them: find(them, id_))
+            found = self._sessions.find(id_)
             known = None if found is None else document.read(found)
         except BSONError:
             found = {}

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -39,7 +40,7 @@ from pymongo.errors import (
 from pymongo.uri_parser import parse_uri
 
 from mongosession_wsgi import MongoStore, SessionDataError, SettingsError, StoreError, connecting
-from mongosession_wsgi.collection import SessionCollection, insert
+from mongosession_wsgi.collection import SessionCollection
 from mongosession_wsgi.commands import Documents, find
 from mongosession_wsgi.connecting import OPTIONS
 from mongosession_wsgi.document import MAX_SIZE
@@ -93,7 +94,7 @@ def by_name(uri: str) -> str:
 
 
 def look(documents: Documents) -> Any:
-    return find(documents, ID)
+    return find(documents, deque(), ID)
 
 
 def grow_old(collection: SessionCollection) -> None:
@@ -1171,8 +1172,8 @@ def raw(**document: Any) -> RawBSONDocument:
 
 def test_an_id_that_is_taken_where_the_server_does_not_say_so(made: Made, proxy: Proxy) -> None:
     collection = made(proxy.uri)
-    assert collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
-    assert not collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+    assert collection.insert(raw(_id=ID))
+    assert not collection.insert(raw(_id=ID))
 
     def without_key(command: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         found = ask()
@@ -1181,7 +1182,7 @@ def test_an_id_that_is_taken_where_the_server_does_not_say_so(made: Made, proxy:
         return found
 
     proxy.rewrite(without_key)
-    assert not collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+    assert not collection.insert(raw(_id=ID))
 
 
 def test_a_unique_index_of_somebody_else_is_no_id_that_is_taken(
@@ -1189,7 +1190,7 @@ def test_a_unique_index_of_somebody_else_is_no_id_that_is_taken(
 ) -> None:
     stored.create_index("owner", unique=True)
     collection = made()
-    assert collection.attempt(lambda documents: insert(documents, raw(_id=ID)))
+    assert collection.insert(raw(_id=ID))
     with pytest.raises(StoreError) as caught:
-        collection.attempt(lambda documents: insert(documents, raw(_id="j" * 43)))
+        collection.insert(raw(_id="j" * 43))
     assert isinstance(caught.value.__cause__, DuplicateKeyError)

@@ -64,7 +64,13 @@ class Client:
     def get_collection(self, name: str, *, codec_options: CodecOptions[Any], **_: Any) -> Any:
         return Collection(self, name, codec_options)
 
-    def command(self, command: Document, *, codec_options: CodecOptions[Any]) -> Document:
+    def command(
+        self,
+        command: Document,
+        *,
+        codec_options: CodecOptions[Any],
+        session: None = None,  # noqa: ARG002
+    ) -> Document:
         sessions = self.get_collection(command["find"], codec_options=codec_options)
         return {"cursor": {"firstBatch": sessions.find(command["filter"])}}
 

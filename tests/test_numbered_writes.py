@@ -1,4 +1,7 @@
-"""An update is a plain command with a number, repeated at will, and carried out once."""
+"""An update or an insert is a plain command with a number, repeated at will, carried out once.
+
+A look is a plain command too, without a number, in the same sessions of the driver's.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,73 @@ def test_the_second_try_has_the_number_of_the_first(
     assert place_of(first) == place_of(second)
     (third,) = updates_of(lambda: change(there, token, 2))
     assert place_of(third)[0] == place_of(first)[0]
+
+
+def commands_of(act: Callable[[], object]) -> list[dict[str, Any]]:
+    with RECORDER.request() as asked:
+        act()
+    return [dict(one.command) for one in asked]
+
+
+def test_looks_updates_and_inserts_share_a_session(store: MongoStore) -> None:
+    def use() -> None:
+        token = token_in(store)
+        change(store, token)
+        store.retrieve(token)
+
+    inserted, updated, looked = commands_of(use)
+    assert inserted["lsid"] == updated["lsid"] == looked["lsid"]
+    assert inserted["txnNumber"] < updated["txnNumber"]
+    assert "txnNumber" not in looked
+
+
+def test_a_look_under_way_has_its_session_to_itself(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    token, asked = token_in(store), []
+
+    def look(answer: Answer) -> Answer:
+        del pretender.changes["find"]
+        asked.extend(commands_of(lambda: there.retrieve("y")))
+        return answer
+
+    pretender.changes["find"] = look
+    asked.extend(commands_of(lambda: there.retrieve(token)))
+    within, around = (bytes(one["lsid"]["id"]) for one in asked)
+    assert within != around
+    assert len(there._sessions._idle[os.getpid()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "is_idle"), [(NO_DISK, True), (None, False)], ids=["refused", "cut"]
+)
+def test_the_session_of_a_look_is_idle_only_after_an_answer(
+    pretender: Pretender, there: MongoStore, code: int | None, is_idle: bool
+) -> None:
+    idle = there._sessions._idle[os.getpid()]
+    (before,) = idle
+    if code is None:
+        pretender.cut_after_request(once=True)
+        there.retrieve("y")
+    else:
+        pretender.refuses = lambda name, asked: code if name == "find" else None
+        with pytest.raises(StoreError):
+            there.retrieve("y")
+    (after,) = idle
+    assert (after[0] is before[0]) is is_idle
+
+
+def test_the_second_try_of_an_insert_has_the_number_of_the_first(
+    pretender: Pretender, there: MongoStore, stored: Collection[Any]
+) -> None:
+    pretender.cut_after_request(once=True)
+    created: list[Any] = []
+    first, second = commands_of(lambda: created.append(there.create({"a": 1})))
+    assert "insert" in first
+    assert place_of(first) == place_of(second)
+    found = stored.find_one({"_id": created[0].id})
+    assert found is not None
+    assert found["data"] == {"a": 1}
 
 
 class Postponing(Proxy):
@@ -252,7 +322,7 @@ def test_a_session_of_a_client_that_was_closed_is_left(
 ) -> None:
     token = token_in(store)
     of_another = client.start_session()
-    update = commands.Update(
+    update = commands.update(
         deque([(of_another, monotonic())]), {"_id": id_of(token)}, {"$set": {"data.a": 1}}
     )
     (asked,) = updates_of(lambda: store._sessions.attempt(update))
