@@ -13,7 +13,7 @@ from urllib.parse import quote
 from weakref import ref
 
 from flask import Flask, Response, g, request
-from flask.sessions import SessionInterface, SessionMixin
+from flask.sessions import SessionInterface
 from flask.signals import got_request_exception
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -61,7 +61,7 @@ class FlaskExchanges:
     ) -> None:
         self.interface = interface
         # An application outlives its requests; the interface may outlive the application.
-        self._app: Callable[[], Any] = ref(app)
+        self.app: Callable[[], Any] = ref(app)
         given = settings or _settings_in(app.config)
         self._settings, self.store = beside(Settings.parse(given), store)
         self._given = {key: value for key, value in given.items() if value not in (None, "")}
@@ -81,24 +81,20 @@ class FlaskExchanges:
 
     def cookies(self) -> CookiePolicy:
         """Return the cookies by Flask's settings and hooks of now."""
-        app = self._app()
+        app = self.app()
         if self._are_plain:
             return self._policy(*map(app.config.get, _CONFIG))
         return self._policy(*[hook(app) for hook in self._hooks.values()])
 
     def times(self) -> Times:
         """Return the idle times and the longest life of now."""
-        app = self._app()
+        app = self.app()
         if app is not None:
             self._lifetime = app.permanent_session_lifetime
         return self._times(self._lifetime)
 
-    def should_set_cookie(self, session: SessionMixin) -> bool:
-        """Ask the hook whether to send a cookie for which we have a reason."""
-        return bool(self.interface.should_set_cookie(self._app(), session))
-
     def _policy_of(self, *_: Any) -> CookiePolicy:
-        app = self._app()
+        app = self.app()
         # Flask before 3.1 has no hook for `partitioned`.
         flasks = {"session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED")}
         flasks |= {_HOOKS[name]: hook(app) for name, hook in self._hooks.items()}
@@ -128,11 +124,12 @@ class FlaskExchanges:
 class FlaskExchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
-    __slots__ = ("_of", "thread")
+    __slots__ = ("_of", "is_handshake", "thread")
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
+        self.is_handshake: bool = is_handshake(environ)
         self.thread: int = get_ident()
 
     def commit(self, status: str) -> None:
@@ -157,10 +154,11 @@ class FlaskExchange(Exchange):
                 return None
             outcome = Outcome.CREATED
         session = of.interface.session_class(visit)
-        if outcome is Outcome.CREATED and not of.should_set_cookie(session):
+        if outcome is Outcome.CREATED and not of.interface.should_set_cookie(of.app(), session):
             return None
-        self._cookies = of.cookies()
-        self.cookie = self._cookies.cookie_for(request.environ)
+        cookies = of.cookies()
+        if cookies is not self._cookies:  # A hook has just changed the settings.
+            self._cookies, self.cookie = cookies, cookies.cookie_for(request.environ)
         return super().cookie_after(outcome)
 
     def add_headers(self, response: Response) -> None:
@@ -172,10 +170,6 @@ class FlaskExchange(Exchange):
                 response.headers.add(name, value)
         else:
             response.headers[:] = after
-
-    def is_taken_over(self, status: str) -> bool:
-        """Say whether the view has talked on a WebSocket: then no header of ours goes out."""
-        return status.startswith("2") and is_handshake(request.environ)
 
 
 def _settings_in(config: Mapping[str, Any]) -> dict[str, Any]:

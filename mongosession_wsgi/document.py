@@ -464,9 +464,9 @@ def unescaped(stored: dict[str, Any]) -> dict[str, Any]:
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
-    if not _UNLIKE_STORED.isdisjoint(map(type, stored.values())):
-        for key in [key for key, value in stored.items() if type(value) in _UNLIKE_STORED]:
-            stored[key] = _unescaped_within(stored[key])
+    for key, value in stored.items():
+        if type(value) in _UNLIKE_STORED:
+            stored[key] = _unescaped_within(value)
     return stored
 
 

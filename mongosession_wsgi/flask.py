@@ -113,11 +113,12 @@ class MongoSessionInterface(SessionInterface):
         """Return the session of `request`, not loaded; do no I/O."""
         if request is None:  # Called on the class.
             raise TypeError("app.session_interface: must be MongoSessionInterface(), not the class")
-        session, exchange = session_around(request.environ), None
-        if session is None:  # No middleware of ours is around the application.
+        around, exchange = session_around(request.environ), None
+        if around is not None:
+            visit = visit_of(around)
+        else:  # No middleware of ours is around the application.
             exchange = FlaskExchange(self._exchanges_of(app), request.environ)
-            session = exchange.session
-        visit = visit_of(session)
+            visit = exchange.visit
         opened = request.__dict__[SESSION] = self.session_class(visit)
         opened._exchange = exchange
         # Neither the token of Flask-WTF nor the idle time is handed on by a login.
@@ -132,7 +133,7 @@ class MongoSessionInterface(SessionInterface):
         status = response.status
         if visit_of(session) is not exchange.visit:  # After an error: the response is Flask's 500.
             refuse(app, response)
-        elif exchange.is_taken_over(status):
+        elif exchange.is_handshake and status.startswith("2"):  # The view has taken the socket.
             exchange.close()
         else:
             exchange.commit(status)

@@ -25,9 +25,14 @@ class Times:
     """The longest life, counted from the creation or the last login; `session_lifetime`."""
     idle: Mapping[bool | None, timedelta | None] = field(init=False, repr=False)
     """The idle time by `Record.remember`; None where the application said the moment itself."""
+    _pause: Mapping[bool | None, timedelta] = field(init=False, repr=False)
+    """The time without a renewal, by `Record.remember`: a tenth of the idle time."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "idle", {None: self.expires, True: self.remember, False: None})
+        most = _RENEW_AT_LEAST_EVERY
+        pause = {kind: min(time / 10, most) if time else most for kind, time in self.idle.items()}
+        object.__setattr__(self, "_pause", pause)
 
     @classmethod
     def of(cls, settings: Settings) -> Times:
@@ -63,9 +68,7 @@ class Times:
 
     def is_renewal_due(self, record: Record, now: datetime) -> bool:
         """Say whether a session only read is to live longer: after a tenth of the idle time."""
-        idle = self.idle[record.remember]
-        pause = _RENEW_AT_LEAST_EVERY if idle is None else min(idle / 10, _RENEW_AT_LEAST_EVERY)
-        return now - record.seen_at >= pause
+        return now - record.seen_at >= self._pause[record.remember]
 
     def unseen(
         self, now: datetime, remember: bool | None
