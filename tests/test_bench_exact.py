@@ -62,7 +62,13 @@ def made(mongodb_uri: str, database: str) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def visit(made: Callable[..., Any]) -> Callable[[str], Visitor]:
     app = made(ours)
-    return lambda kind: visitor_of(app, kind)
+
+    def visitor(kind: str) -> Visitor:
+        ready = visitor_of(app, kind)
+        app._exchanges.store._sessions.wait_for_indexes(10)  # Until then, inserts ask for them.
+        return ready
+
+    return visitor
 
 
 def calls_of(act: Callable[[], object]) -> int:
