@@ -21,12 +21,14 @@ import pytest
 from pymongo.monitoring import CommandStartedEvent
 
 import mongosession_wsgi
+from mongosession_wsgi import MongoStore
 
 from .bench import bars, measure, report, seals
 from .bench.contenders import LARGE, ROWS, SMALL, Contents, Floor, Row, ours, ours_sealed
 from .bench.contest import TOGETHER, runs
 from .bench.measure import AT_A_TIME, UNTOUCHED_AT_A_TIME, in_turns, started
 from .bench.memory import HELD_KINDS
+from .bench.peers import flask_ours
 from .bench.report import ROOT, files_of, readme_of
 from .bench.visitor import Visitor
 from .commands import RECORDER
@@ -46,6 +48,14 @@ def visitor_of(app: Callable[..., Any], kind: str) -> Visitor:
     return visitor
 
 
+def store_of(app: Any) -> MongoStore:
+    """Return the store of an application of this package, of Flask or without a framework."""
+    flask = getattr(app, "session_interface", None)
+    exchanges = flask._exchanges_of(app) if flask else app._exchanges
+    store: MongoStore = exchanges.store
+    return store
+
+
 @pytest.fixture
 def made(mongodb_uri: str, database: str) -> Iterator[Callable[..., Any]]:
     """Make applications of this package, and close their clients after the test."""
@@ -53,7 +63,7 @@ def made(mongodb_uri: str, database: str) -> Iterator[Callable[..., Any]]:
 
         def make(contender: Callable[..., Any]) -> Any:
             app = contender(mongodb_uri, database)
-            stack.callback(app._exchanges.store.close)
+            stack.callback(store_of(app).close)
             return app
 
         yield make
@@ -65,7 +75,7 @@ def visit(made: Callable[..., Any]) -> Callable[[str], Visitor]:
 
     def visitor(kind: str) -> Visitor:
         ready = visitor_of(app, kind)
-        app._exchanges.store._sessions.wait_for_indexes(10)  # Until then, inserts ask for them.
+        store_of(app)._sessions.wait_for_indexes(10)  # Until then, inserts ask for them.
         return ready
 
     return visitor
@@ -113,7 +123,7 @@ def test_a_request_calls_no_more_functions_than_it_did(
     assert calls_of(visit(kind).visit) <= most
 
 
-@pytest.mark.parametrize("contender", [ours, ours_sealed])
+@pytest.mark.parametrize("contender", [ours, ours_sealed, flask_ours])
 @pytest.mark.parametrize("kind", CALLS)
 def test_a_request_leaves_nothing_to_the_garbage_collector(
     made: Callable[..., Any], contender: Any, kind: str
