@@ -230,9 +230,12 @@ class SessionCollection:
         """Close this process's own client; the next use makes another."""
         pid = os.getpid()
         self._making.pop(pid, None)
-        self._idle.pop(pid, None)
+        idle = self._idle.pop(pid, deque())
         if (documents := self._made.pop(pid, None)) is not None:
-            self._end(documents)
+            with pymongo.timeout(_MOMENT):
+                with suppress(*RAISED_BY_THE_DRIVER):
+                    commands.end(documents, idle)
+                self._end(documents)
         self._indexes.wait(_MOMENT)
 
     def _idle_sessions(self) -> IdleSessions:

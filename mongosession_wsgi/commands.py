@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from time import monotonic
 from typing import Any, TypeAlias
@@ -23,12 +25,14 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import (
     DuplicateKeyError,
+    ExecutionTimeout,
     NetworkTimeout,
     OperationFailure,
     WriteConcernError,
     WriteError,
     WTimeoutError,
 )
+from pymongo.topology_description import TopologyDescription
 
 from . import document
 from .failures import may_be_repeated
@@ -42,8 +46,8 @@ sessions of its own: two processes would give the same numbers.
 
 _NUMBERS = count(1 << 40)
 """Above those that the driver, which counts from 0, gave to earlier writes of a session."""
-_REUSE = 60.0
-"""The most seconds that a session was idle; a server forgets idle sessions after 30 minutes."""
+_PAUSE_OF_UNKNOWN = 60.0
+"""The most seconds that a session may be idle while no server is known, as in an outage."""
 _TO_THE_PRIMARY = {"$readPreference": ReadPreference.PRIMARY.document}
 """What a direct connection needs, or the driver would put primaryPreferred there."""
 _REPLIES = document.CODEC.with_options(unicode_decode_error_handler="replace")
@@ -70,8 +74,9 @@ def find(documents: Documents, idle: IdleSessions, id: str) -> dict[str, Any] | 
     session = _session_of(client, idle)
     try:
         reply = database.command(command, codec_options=documents.codec_options, session=session)
-    except (OperationFailure, BSONError):
-        _give_back(session, idle)
+    except (OperationFailure, BSONError) as error:
+        if _is_answer(error):
+            _give_back(session, idle)
         raise
     _give_back(session, idle)
     batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
@@ -132,7 +137,8 @@ class Write:
     def __call__(self, documents: Documents) -> bool:
         """Carry the write out, and say whether it has found or stored a document."""
         client, session = documents.database.client, self._session
-        if session is None or session.client is not client:
+        is_first = session is None or session.client is not client
+        if is_first:
             self._session = session = _session_of(client, self._idle)
             self._number = Int64(next(_NUMBERS))
         if session is None:
@@ -140,7 +146,8 @@ class Write:
         try:
             was_written = self._send(documents, session)
         except OperationFailure as error:
-            if not may_be_repeated(error):
+            # A try before, without an answer, may be under way still.
+            if is_first and _is_answer(error) and not may_be_repeated(error):
                 _give_back(session, self._idle)
             raise
         _give_back(session, self._idle)
@@ -169,16 +176,41 @@ class Write:
         return bool(reply.get("n"))
 
 
-def _session_of(client: MongoClient[Any], idle: IdleSessions) -> ClientSession | None:
+def end(documents: Documents, idle: IdleSessions) -> None:
+    """Have the server forget idle sessions, which it would remember for half an hour."""
+    if idle:
+        ids = [session.session_id for session, _ in idle]
+        documents.database.client.admin.command("endSessions", ids)
+
+
+def _session_of(client: object, idle: IdleSessions) -> ClientSession | None:
     """Return a session for one command at a time; None where the servers know no numbers."""
-    try:
+    # The tests of an application may have a stand-in for a client.
+    if not isinstance(client, MongoClient) or not client.options.retry_writes:
+        return None
+    seen = client.topology_description
+    pause = _longest_pause(seen)
+    with suppress(IndexError):
         session, since = idle.pop()
-    except IndexError:
-        return _new_session(client)
-    if session.client is client and monotonic() - since < _REUSE:
-        return session
-    idle.clear()  # The others have been idle for longer.
-    return _new_session(client)
+        if session.client is client and monotonic() - since < pause:
+            return session
+        idle.clear()  # The others have been idle for longer.
+    is_new = pause and seen.has_known_servers
+    return client.start_session(causal_consistency=False) if is_new else None
+
+
+@lru_cache(maxsize=16)
+def _longest_pause(seen: TopologyDescription) -> float:
+    """Return for how many seconds a session may be idle; 0 where the servers know no numbers.
+
+    A server forgets an idle session after some minutes. The driver, too, leaves out the last one.
+    """
+    known, minutes = seen.known_servers, seen.logical_session_timeout_minutes
+    if not known:
+        return _PAUSE_OF_UNKNOWN
+    if minutes is None or not any(one.retryable_writes_supported for one in known):
+        return 0.0
+    return max(minutes - 1.0, 0.5) * 60
 
 
 def _give_back(session: ClientSession | None, idle: IdleSessions) -> None:
@@ -187,19 +219,9 @@ def _give_back(session: ClientSession | None, idle: IdleSessions) -> None:
         idle.append((session, monotonic()))
 
 
-def _new_session(client: MongoClient[Any]) -> ClientSession | None:
-    return client.start_session(causal_consistency=False) if _knows_numbers(client) else None
-
-
-def _knows_numbers(client: object) -> bool:
-    """Say whether the servers of a client know a second try of a write by its number."""
-    # The tests of an application may have a stand-in for a client.
-    if not isinstance(client, MongoClient) or not client.options.retry_writes:
-        return False
-    seen = client.topology_description
-    servers = seen.server_descriptions().values()
-    has_sessions = seen.logical_session_timeout_minutes is not None
-    return has_sessions and any(one.retryable_writes_supported for one in servers)
+def _is_answer(error: Exception) -> bool:
+    """Say whether the server has said so; the driver may give up a command by itself."""
+    return not isinstance(error, ExecutionTimeout)
 
 
 def _error_of(reply: dict[str, Any]) -> OperationFailure:

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import bson
 from bson.binary import Binary, UuidRepresentation
-from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeRegistry
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.errors import BSONError
@@ -47,7 +47,21 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 """The form of values for the driver. `unescaped` makes the moments aware: the driver takes as long
 for the moments of a session as for the rest of a read."""
-_AWARE = CODEC.with_options(tz_aware=True, tzinfo=timezone.utc)
+
+
+class _Ints(TypeDecoder):
+    """Makes an int of the driver's `Int64`."""
+
+    bson_type = Int64
+
+    def transform_bson(self, value: Int64) -> int:
+        return int(value)
+
+
+_WITHIN = CODEC.with_options(
+    tz_aware=True, tzinfo=timezone.utc, type_registry=TypeRegistry([_Ints()])
+)
+"""The form of the values inside of a `DBRef` or a `Code`."""
 IMMUTABLE = frozenset((
     NoneType, bool, int, float, str, bytes, datetime, UUID, DatetimeMS,
     bson.ObjectId, bson.Decimal128, bson.Timestamp, bson.Regex, bson.MinKey, bson.MaxKey,
@@ -481,7 +495,7 @@ def _unescaped_within(value: Any) -> Any:
     if kind in _MOMENTS:
         return _in_utc(value)
     if kind in _HOLDERS:
-        return bson.decode(bson.encode({"": value}, codec_options=CODEC), _AWARE)[""]
+        return bson.decode(bson.encode({"": value}, codec_options=CODEC), _WITHIN)[""]
     return int(value) if kind is Int64 else value
 
 

@@ -120,6 +120,19 @@ def test_what_comes_back_plain(store: MongoStore, value: Any, back: Any) -> None
     assert type(found) is type(back)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_int_of_64_bits_comes_back_as_an_int_inside_of_other_types(
+    store: MongoStore, nested: bool
+) -> None:
+    big: Any = [2**40] if nested else 2**40
+    data = {"ref": DBRef("coll", big, more=big), "code": bson.Code("f()", {"x": big})}
+    found = kept(store, data)
+    ref, code = found["ref"], found["code"]
+    for back in (ref.id, ref.more, code.scope["x"]):
+        assert back == big
+        assert type(back[0] if nested else back) is int
+
+
 def hello(name: str = "Tee") -> str:
     return f"Hello, {name}"
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 from pymongo.collection import Collection
+from pymongo.database import Database
 from pymongo.errors import (
     DuplicateKeyError,
+    ExecutionTimeout,
     WriteConcernError,
     WriteError,
     WTimeoutError,
@@ -286,9 +288,13 @@ def test_a_session_that_was_idle_for_long_is_not_used_again(
 ) -> None:
     token = token_in(store)
     (first,) = updates_of(lambda: change(store, token))
-    monkeypatch.setattr(commands, "_REUSE", 0)
+    later = monotonic() + 28 * 60
+    monkeypatch.setattr(commands, "monotonic", lambda: later)
     (second,) = updates_of(lambda: change(store, token, 2))
-    assert second["lsid"] != first["lsid"]
+    assert second["lsid"] == first["lsid"]
+    monkeypatch.setattr(commands, "monotonic", lambda: later + 29 * 60)
+    (third,) = updates_of(lambda: change(store, token, 3))
+    assert third["lsid"] != first["lsid"]
 
 
 def test_a_client_that_is_made_anew_has_sessions_of_its_own(
@@ -329,7 +335,22 @@ def test_a_session_of_a_client_that_was_closed_is_left(
     assert asked["lsid"] != of_another.session_id
 
 
-@pytest.mark.parametrize("does", ["retries", "is a set", "has sessions"])
+GONE = {
+    "retries": (),
+    "is a set": ("setName", "hosts", "me", "primary", "setVersion", "electionId"),
+    "has sessions": ("logicalSessionTimeoutMinutes",),
+}
+"""What a server does not say of itself that does not do so."""
+
+
+def pretend_not(pretender: Pretender, does: str) -> None:
+    def without(answer: Answer) -> Answer:
+        return {k: v for k, v in answer.items() if k not in (*GONE[does], "topologyVersion")}
+
+    pretender.changes = dict.fromkeys(("hello", "isMaster", "ismaster"), without)
+
+
+@pytest.mark.parametrize("does", GONE)
 def test_a_server_that_knows_no_numbers_gets_none(
     pretender: Pretender,
     settings: dict[str, Any],
@@ -337,16 +358,7 @@ def test_a_server_that_knows_no_numbers_gets_none(
     stored: Collection[Any],
     does: str,
 ) -> None:
-    gone = {
-        "retries": (),
-        "is a set": ("setName", "hosts", "me", "primary", "setVersion", "electionId"),
-        "has sessions": ("logicalSessionTimeoutMinutes",),
-    }[does]
-
-    def alone(answer: Answer) -> Answer:
-        return {k: v for k, v in answer.items() if k not in (*gone, "topologyVersion")}
-
-    pretender.changes = dict.fromkeys(("hello", "isMaster", "ismaster"), alone)
+    pretend_not(pretender, does)
     options = {"mongodb_retry_writes": does != "retries", "mongodb_host": pretender.uri}
     there, token = MongoStore(settings | options), token_in(store)
     (update,) = updates_of(lambda: change(there, token))
@@ -355,6 +367,98 @@ def test_a_server_that_knows_no_numbers_gets_none(
     assert found is not None
     assert found["data"] == {"a": 1}
     there.close()
+
+
+@pytest.mark.parametrize("does", ["is a set", "has sessions"])
+def test_a_server_that_comes_back_without_numbers_gets_none(
+    pretender: Pretender, there: MongoStore, store: MongoStore, does: str
+) -> None:
+    token = token_in(store)
+    change(there, token)
+    pretend_not(pretender, does)
+    pretender.refuses = lambda name, asked: 20 if "txnNumber" in asked else None
+    before = there.client.topology_description
+    pretender.cut_idle()
+    while there.client.topology_description is before or not _is_known(there):
+        there.retrieve(token)
+    looked, updated = commands_of(lambda: [there.retrieve(token), change(there, token, 2)])
+    (inserted,) = commands_of(lambda: there.create({"a": 1}))
+    assert not any("txnNumber" in one for one in (looked, updated, inserted))
+    assert store.open(token)["a"] == 2
+
+
+def _is_known(store: MongoStore) -> bool:
+    return store.client.topology_description.has_known_servers
+
+
+def test_sessions_are_kept_while_no_server_is_known(
+    pretender: Pretender, there: MongoStore, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = token_in(store)
+    (before,) = updates_of(lambda: change(there, token))
+    nobody = there.client.topology_description.reset()
+    monkeypatch.setattr(MongoClient, "topology_description", nobody)
+    (after,) = updates_of(lambda: change(there, token, 2))
+    assert after["lsid"] == before["lsid"]
+    there._sessions._idle.clear()
+    (by_the_driver,) = updates_of(lambda: change(there, token, 3))
+    assert by_the_driver["txnNumber"] < after["txnNumber"]
+
+
+def test_a_store_that_is_closed_ends_its_sessions(
+    pretender: Pretender, settings: dict[str, Any]
+) -> None:
+    ended: list[Any] = []
+    pretender.refuses = lambda name, asked: ended.extend(asked.get("endSessions", ()))
+    with MongoClient[Any](pretender.uri) as of_the_application:
+        of_the_application.admin.command("ping")
+        there = MongoStore(settings, client=of_the_application)
+        (asked,) = commands_of(lambda: there.retrieve("x"))
+        there.close()
+        assert [one["id"] for one in ended] == [asked["lsid"]["id"]]
+        there.close()
+        assert len(ended) == 1
+
+
+@pytest.mark.parametrize("broken", ["closed", "silent"])
+def test_a_store_is_closed_also_without_a_server(
+    pretender: Pretender, settings: dict[str, Any], broken: str
+) -> None:
+    with MongoClient[Any](pretender.uri) as of_the_application:
+        there = MongoStore(settings, client=of_the_application)
+        there.retrieve("x")
+        there.retrieve("x")
+        assert there._sessions._idle[os.getpid()]
+        if broken == "closed":
+            of_the_application.close()
+        else:
+            pretender.silent()
+        there.close()
+        pretender.forward()
+
+
+@pytest.mark.parametrize("gives_up", [False, True], ids=["the server", "the driver"])
+def test_the_session_of_a_write_is_idle_only_if_no_try_is_without_an_answer(
+    pretender: Pretender,
+    there: MongoStore,
+    store: MongoStore,
+    monkeypatch: pytest.MonkeyPatch,
+    gives_up: bool,
+) -> None:
+    token, idle = token_in(store), there._sessions._idle[os.getpid()]
+    if gives_up:
+
+        def command(*_: Any, **__: Any) -> None:
+            raise ExecutionTimeout("operation would exceed time limit", 50)
+
+        monkeypatch.setattr(Database, "command", command)
+    else:
+        pretender.cut_after_request(once=True)
+        tries = iter([None, NO_DISK])
+        pretender.refuses = lambda name, asked: next(tries, None) if name == "update" else None
+    with pytest.raises(StoreError):
+        change(there, token)
+    assert not idle
 
 
 def test_an_update_stays_out_of_the_transaction_of_the_application(store: MongoStore) -> None:
