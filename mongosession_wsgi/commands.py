@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from time import monotonic
@@ -190,8 +189,11 @@ def _session_of(client: object, idle: IdleSessions) -> ClientSession | None:
         return None
     seen = client.topology_description
     pause = _longest_pause(seen)
-    with suppress(IndexError):
+    try:
         session, since = idle.pop()
+    except IndexError:
+        pass
+    else:
         if session.client is client and monotonic() - since < pause:
             return session
         idle.clear()  # The others have been idle for longer.
