@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -77,8 +78,10 @@ _MOMENTS = frozenset((datetime,))
 """The type of the driver's moments, also where a test has put another class in place of it."""
 _HOLDERS = frozenset((bson.Code, DBRef))
 """The other types with values inside."""
-_UNLIKE_STORED = _NESTED | _HOLDERS | {Int64, datetime}
-"""The types that the driver decodes to other values than the application stored."""
+_CONVERTED = frozenset((Int64, datetime))
+"""The types without values inside that the driver decodes to others than the application stored."""
+_UNLIKE_STORED = _NESTED | _HOLDERS | _CONVERTED
+"""All types that the driver decodes to other values than the application stored."""
 _MAY_BE_UNREADABLE = (Binary, bson.Regex, bson.Code, DBRef)
 """The types with values that the driver encodes but cannot decode, such as a short UUID."""
 _AS_THEY_ARE = frozenset(_SCALAR) - {int, str} - frozenset(_MAY_BE_UNREADABLE)
@@ -341,7 +344,10 @@ def too_large(what: str) -> SessionDataError:
 
 def decode(raw: bytes) -> Record | Mark | None:
     """Read the bytes of a stored document; None for a document not of our form."""
-    return read(fields_of(raw))
+    found = read(fields_of(raw))
+    if type(found) is Record and found.version == PLAIN:
+        return found._replace(data={key: opened(value) for key, value in found.data.items()})
+    return found
 
 
 def fields_of(raw: bytes) -> dict[str, Any]:
@@ -353,7 +359,10 @@ def fields_of(raw: bytes) -> dict[str, Any]:
 
 
 def read(found: Mapping[str, Any]) -> Record | Mark | None:
-    """Read a stored document, decoded by `CODEC`; None for a document not of our form."""
+    """Read a stored document, decoded by `CODEC`; None for a document not of our form.
+
+    The values inside of lists and dicts stay in stored form; see `opened`.
+    """
     id_, version = found.get("_id"), found.get("v")
     if type(id_) is not str or version not in VERSIONS or version is True:
         return None
@@ -363,7 +372,7 @@ def read(found: Mapping[str, Any]) -> Record | Mark | None:
             return None
         data, owner, created_at, seen_at, expires_at, label, remember = fields
         if version == PLAIN:
-            data = unescaped(data)
+            data = by_key(data)
         elif not all(type(value) is bytes for value in data.values()):
             return None
         return Record(
@@ -473,25 +482,30 @@ def _fields(values: Mapping[str, Any], prefix: str, seal: Seal | None) -> dict[s
     }
 
 
-def unescaped(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return decoded values as an application stored them, by their keys; `stored` is used up."""
+def by_key(stored: dict[str, Any], at_once: AbstractSet[type] = _CONVERTED) -> dict[str, Any]:
+    """Return decoded values by their keys; `stored` is used up.
+
+    Those of other types than `at_once` stay in stored form, for `opened`: most requests look at a
+    few values.
+    """
     # Escaped keys are rare; to look for them first spares most sessions a copy.
     if "%" in "".join(stored):
         stored = {unescape(name): value for name, value in stored.items()}
     for key, value in stored.items():
-        if type(value) in _UNLIKE_STORED:
-            stored[key] = _unescaped_within(value)
+        if type(value) in at_once:
+            stored[key] = opened(value)
     return stored
 
 
-def _unescaped_within(value: Any) -> Any:
+def opened(value: Any) -> Any:
+    """Return a value in stored form as an application stored it; the value is used up."""
     kind = type(value)
     if kind is dict:
-        return unescaped(value)
+        return by_key(value, _UNLIKE_STORED)
     if kind is list:
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value
-        return [_unescaped_within(item) for item in value]
+        return [opened(item) for item in value]
     if kind in _MOMENTS:
         return _in_utc(value)
     if kind in _HOLDERS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from . import document
@@ -18,6 +19,7 @@ UNCHANGED = Changes({})
 """The difference between equal data."""
 _MISSING = object()
 """No value is this object."""
+_HANDING_OUT = Lock()
 
 
 class SealedData(dict[str, bytes]):
@@ -66,10 +68,7 @@ class Draft:
         if self._sealed is not None:
             self._open(key)
         value = self.data[key]
-        may_change = type(value) not in document.IMMUTABLE
-        if may_change and key not in self._prints and value is self._stored.get(key):
-            self._prints[key] = document.encode(key, value)
-        return value
+        return value if type(value) in document.IMMUTABLE else self._handed_out(key)
 
     def has(self, key: object) -> bool:
         """Say whether a key has a value."""
@@ -78,7 +77,7 @@ class Draft:
         return key in self.data
 
     def complete(self) -> dict[str, Any]:
-        """Return all of the data, with the sealed values opened."""
+        """Return all of the data by the keys; what nobody has asked for is in stored form."""
         if self._sealed is not None:
             sealed, self._sealed = self._sealed, None
             opened = self._take(sealed, sealed)
@@ -142,8 +141,8 @@ class Draft:
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
         for key, value in list(self.data.items()):
-            if type(value) in document.IMMUTABLE:
-                assigned[key] = value  # Checked by `set` already.
+            if type(value) in document.IMMUTABLE or self._is_in_stored_form(key, value):
+                assigned[key] = value  # Checked by `set` already, or before it was stored.
             else:
                 assigned[key] = form = document.form(key, value)
                 prints[key] = document.encode_form(key, form)
@@ -165,7 +164,7 @@ class Draft:
         if replaces:
             stored = {}
         elif isinstance(stored, SealedData):
-            stored = draft._opened(stored, {*self._prints, *changes.assigned, *changes.removed})
+            stored = draft._opened(stored, self._prints.keys() | self._touched)
         draft._take_over(self, changes, stored)
         return draft
 
@@ -173,17 +172,35 @@ class Draft:
         """Put `changes` of the draft from before on top of the data stored by now."""
         stored = {key: value for key, value in stored.items() if key not in self.dropped}
         # Where nobody else changed a value, the application keeps the object in its hands.
-        in_hand = before._prints.keys() & before.data.keys() & stored.keys()
+        in_hand = (before._prints | before._touched).keys() & before.data.keys() & stored.keys()
         held = {
             key: before.data[key]
             for key in in_hand - changes.assigned.keys()
-            if document.encode(key, stored[key]) == before._prints[key]
+            if document.encode_form(key, stored[key]) == before._print(key)
         }
         self._stored = stored | held
-        self._prints = {key: before._prints[key] for key in held}
+        self._prints = {key: before._print(key) for key in held}
         kept = {key: value for key, value in self._stored.items() if key not in changes.removed}
         self.data = kept | {key: before.data[key] for key in changes.assigned}
         self._touched = dict.fromkeys((*changes.assigned, *changes.removed))
+
+    def _is_in_stored_form(self, key: str, value: Any) -> bool:
+        """Say whether a value that can change in place was not handed to the application yet."""
+        return key not in self._prints and value is self._stored.get(key)
+
+    def _handed_out(self, key: str) -> Any:
+        """Return a value that can change in place: to all threads the same object."""
+        with _HANDING_OUT:
+            value = self.data[key]
+            if self._is_in_stored_form(key, value):
+                encoded = document.encode_form(key, value)
+                self.data[key] = value = document.opened(value)
+                self._prints[key] = encoded
+            return value
+
+    def _print(self, key: str) -> bytes:
+        """Return the bytes of a value without a change."""
+        return self._prints.get(key) or document.encode(key, self.data[key])
 
     def _own_data(self) -> dict[str, Any]:
         """Return the data in a dict that is not that of the stored data."""
@@ -244,7 +261,9 @@ class Draft:
         """Return a changed value in stored form, its bytes added to `prints`; else `_MISSING`."""
         form = document.form(key, value)
         encoded = document.encode_form(key, form)
-        if was is not _MISSING and encoded == (self._prints.get(key) or document.encode(key, was)):
-            return _MISSING
+        if was is not _MISSING:
+            before = self._prints.get(key) or document.encode_form(key, was)
+            if encoded == before:
+                return _MISSING
         prints[key] = encoded
         return form

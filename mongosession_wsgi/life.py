@@ -166,7 +166,7 @@ class Life:
             image = self._swap(visit)
             if image is None:
                 return self._not_swapped(visit)
-            found = document.decode(image)
+            found = document.read(document.fields_of(image))
             if found is None:  # Not of our form after all: left alone.
                 _log_foreign(id_of(visit.token))
                 self._put_back(visit, image)

@@ -53,7 +53,9 @@ class Seal:
         return sealed
 
     def open(self, sealed: dict[str, bytes]) -> dict[str, Any] | None:
-        """Open values by their stored names, all at once, and return the values by their keys.
+        """Open values by their stored names, all at once; return them by their keys.
+
+        Those inside of lists and dicts are in stored form; see `document.opened`.
 
         Return None if the session has not sealed a value under its name.
         """
@@ -66,7 +68,7 @@ class Seal:
         except (InvalidTag, ValueError):
             return None
         whole = plain[0] if len(plain) == 1 else _together(plain)
-        return document.unescaped(bson.decode(whole, codec_options=document.CODEC))
+        return document.by_key(bson.decode(whole, codec_options=document.CODEC))
 
 
 def _together(documents: list[bytes]) -> bytes:

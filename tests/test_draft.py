@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -223,20 +225,76 @@ def test_a_value_that_does_not_open_spoils_the_session() -> None:
     assert draft.complete() == {}
 
 
+def test_an_object_that_was_set_is_watched_on_though_others_have_written() -> None:
+    draft, mine = of({"a": []}), list[int]()
+    draft.set("a", mine)
+    draft = draft.rebased({"a": [], "b": 1}, replaces=False)
+    mine.append(1)
+    assert draft.difference().assigned == {"a": [1]}
+
+
+def test_a_value_is_opened_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = {"a": [{"x%2Ey": 1}], "b": [{"%": 2}], "c": 3}
+    opened = document.opened
+    asked: list[Any] = []
+
+    def noted(value: Any) -> Any:
+        asked.append(deepcopy(value))
+        return opened(value)
+
+    monkeypatch.setattr(document, "opened", noted)
+    draft = of(stored)
+    assert draft.get("c") == 3
+    assert not asked
+    assert draft.get("a") == [{"x.y": 1}]
+    assert asked[0] == [{"x%2Ey": 1}]
+    assert [{"%": 2}] not in asked
+    assert draft.difference() is UNCHANGED
+    assert draft.contents().assigned == {"a": [{"x%2Ey": 1}], "b": [{"%": 2}], "c": 3}
+
+
+def test_the_same_value_is_none_also_in_another_form() -> None:
+    draft = of({"a": [{"x%2Ey": 1}], "b": 1})
+    draft.set("a", [{"x.y": 1}])
+    draft.set("b", 2)
+    assert draft.difference().assigned == {"b": 2}
+
+
+def test_an_object_in_another_form_is_kept_too() -> None:
+    draft = of({"a": [{"x%2Ey": 1}]})
+    mine = draft.get("a")
+    draft = draft.rebased({"a": [{"x%2Ey": 1}]}, replaces=False)
+    assert draft.get("a") is mine
+
+
+def test_two_threads_are_handed_the_same_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, opened = of({"a": [{"%": 1}]}), document.opened
+    found: list[Any] = []
+    other = Thread(target=lambda: found.append(draft.get("a")))
+
+    def slowly(value: Any) -> Any:
+        if other.ident is None:
+            other.start()
+            other.join(0.05)  # It waits, or else it would be done.
+        return opened(value)
+
+    monkeypatch.setattr(document, "opened", slowly)
+    found.append(draft.get("a"))
+    other.join()
+    assert found[0] is found[1]
+    assert found[0] == [{"": 1}]
+
+
 # Everything at once, against plain dicts.
 
 KEYS = st.sampled_from(["a", "b", "c", "d.e", ""])
+NAMES = st.sampled_from(["x", "y.z", "%2E", "$", ""])
 SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(width=16) | st.text(max_size=2)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xy"), inner),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
     max_leaves=4,
 )
-
-
-def copied(value: Any) -> Any:
-    """Return a value as it comes back from MongoDB."""
-    return document.unescaped({"": document.form("", value)})[""]
 
 
 class Model(RuleBasedStateMachine):
@@ -259,17 +317,18 @@ class Model(RuleBasedStateMachine):
 
     def found(self) -> dict[str, Any]:
         """Return what is stored as a request gets it."""
-        return {key: copied(value) for key, value in self.stored.items()}
+        return deepcopy(self.stored)
 
     @initialize(stored=st.dictionaries(KEYS, VALUES))
     def begin(self, stored: dict[str, Any]) -> None:
-        self.stored = stored
+        self.stored = {key: document.form(key, value) for key, value in stored.items()}
 
     # What an application does.
 
     @rule(key=KEYS, value=VALUES)
     def set(self, key: str, value: Any) -> None:
         self.draft.set(key, value)
+        self.held[key] = value
         self.now[key] = document.encode(key, value)
 
     @precondition(lambda self: self.loaded)
@@ -279,6 +338,7 @@ class Model(RuleBasedStateMachine):
         if key in self.now:
             self.draft.delete(key)
             del self.now[key]
+            self.held.pop(key, None)
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:
@@ -300,12 +360,12 @@ class Model(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         self.draft.clear()
-        self.now = {}
+        self.now, self.held = {}, {}
 
     @rule()
     def wipe(self) -> None:
         self.draft.wipe()
-        self.base, self.now = {}, {}
+        self.base, self.now, self.held = {}, {}, {}
         self.replaces = self.loaded = True
 
     @rule(keys=st.lists(KEYS, min_size=1, max_size=2))
@@ -313,6 +373,7 @@ class Model(RuleBasedStateMachine):
         self.draft.drop(keys)
         self.dropped |= set(keys)
         self.now = {key: value for key, value in self.now.items() if key not in self.dropped}
+        self.held = {key: value for key, value in self.held.items() if key not in self.dropped}
         # Even a value that is set anew and equals the stored value is a change from then on.
         self.base = {key: value for key, value in self.base.items() if key not in self.dropped}
 
@@ -320,7 +381,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=KEYS, value=VALUES)
     def others_set(self, key: str, value: Any) -> None:
-        self.stored[key] = value
+        self.stored[key] = document.form(key, value)
 
     @rule(key=KEYS)
     def others_delete(self, key: str) -> None:
@@ -330,7 +391,7 @@ class Model(RuleBasedStateMachine):
     def look(self) -> None:
         changed = {key: value for key, value in self.now.items() if self.base.get(key) != value}
         removed = self.base.keys() - self.now.keys()
-        there = {} if self.replaces else prints(self.stored)
+        there = {} if self.replaces else prints_of_forms(self.stored)
         self.base = {key: value for key, value in there.items() if key not in self.dropped}
         kept = {key: value for key, value in self.base.items() if key not in removed}
         self.draft = self.draft.rebased(self.found(), replaces=self.replaces)
@@ -352,7 +413,7 @@ class Model(RuleBasedStateMachine):
             self.stored = {}
         for key in changes.removed:
             self.stored.pop(key, None)
-        self.stored |= changes.assigned
+        self.stored |= deepcopy(changes.assigned)
         if not self.replaces:
             assert set(changes.assigned) == {
                 key for key, value in self.now.items() if self.base.get(key) != value
@@ -366,32 +427,32 @@ class Model(RuleBasedStateMachine):
         contents = self.draft.contents()
         assert set(contents.assigned) == set(self.now)
         assert not contents.removed
-        self.stored = dict(contents.assigned)
+        self.stored = deepcopy(contents.assigned)
         self.settle(contents)
 
     def settle(self, changes: Changes) -> None:
         for key in changes.assigned:
-            assert document.encode(key, self.stored[key]) == self.now[key]
+            assert document.encode_form(key, self.stored[key]) == self.now[key]
         self.draft.settle(changes)
         assert self.draft.difference() is UNCHANGED
         self.base, self.replaces = dict(self.now), False
 
     def teardown(self) -> None:
         if self.loaded:
-            assert prints(self.draft.complete()) == self.now
+            found = {key: self.draft.get(key) for key in self.draft.complete()}
+            assert {key: document.encode(key, value) for key, value in found.items()} == self.now
 
 
-def prints(data: dict[str, Any]) -> Prints:
-    return {key: document.encode(key, value) for key, value in data.items()}
+def prints_of_forms(stored: dict[str, Any]) -> Prints:
+    return {key: document.encode_form(key, form) for key, form in stored.items()}
 
 
 class SealedModel(Model):
     """The same, where MongoDB holds the data of a sealed session."""
 
     def found(self) -> dict[str, Any]:
-        forms = {key: document.form(key, value) for key, value in self.stored.items()}
         return SealedData(
-            SEAL.fields(forms), SEAL, spoil=lambda: pytest.fail("a value does not open")
+            SEAL.fields(self.stored), SEAL, spoil=lambda: pytest.fail("a value does not open")
         )
 
 

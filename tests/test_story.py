@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from pymongo import MongoClient
 
 from mongosession_wsgi import MongoStore, Session, SessionMiddleware, life
-from mongosession_wsgi.document import CODEC, REMEMBERED, SEALED, Token, id_of, unescaped
+from mongosession_wsgi.document import CODEC, REMEMBERED, SEALED, Token, by_key, id_of, opened
 from mongosession_wsgi.seal import Seal
 from mongosession_wsgi.testing.memory import Client
 
@@ -306,7 +306,8 @@ class Story(RuleBasedStateMachine):
 def _read(found: dict[str, Any], token: str) -> Stored | None:
     """Return a document as the model would have it; None for a seal that does not open."""
     is_sealed = found.pop("v") == SEALED
-    data = Seal(Token(token)).open(found["data"]) if is_sealed else unescaped(found["data"])
+    data = Seal(Token(token)).open(found["data"]) if is_sealed else by_key(found["data"])
+    data = data and {key: opened(value) for key, value in data.items()}
     return None if data is None else Stored(**found | {"data": data, "is_sealed": is_sealed})
 
 

@@ -156,7 +156,7 @@ class Health:
         if raw is None:
             yield Verdict.GOOD, "none waits for the TTL monitor"
             return
-        found = document.unescaped(bson.decode(raw.raw, codec_options=document.CODEC))
+        found = document.opened(bson.decode(raw.raw, codec_options=document.CODEC))
         lag = now - found["expires_at"]
         waits = f"the oldest has waited for the TTL monitor for {round(lag.total_seconds())} s"
         if lag <= _LONGEST_LAG:
