@@ -161,6 +161,7 @@ _OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
 """BSON's numbers for types, shorter than names in the commands of most requests."""
 _ARRAY = 4
+_INT64 = b"\x12"
 
 
 def _condition(types: tuple[type, ...]) -> dict[str, Any]:
@@ -332,6 +333,14 @@ def encode_form(key: str, stored: Any) -> bytes:
     if len(encoded) > MAX_SIZE:
         raise too_large(f"{_shown((None, key))}: a value of {len(encoded):,} bytes")
     return encoded
+
+
+def encode_stored(key: str, stored: Any) -> bytes:
+    """Return the bytes of a stored value as `encode` does: of ints, only large ones in 64 bits."""
+    encoded = encode_form(key, stored)
+    if _INT64 not in encoded:  # Another program may have stored any int in 64 bits.
+        return encoded
+    return encode(key, opened(bson.decode(encoded, codec_options=CODEC)[""]))
 
 
 def too_large(what: str) -> SessionDataError:

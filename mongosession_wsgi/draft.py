@@ -176,7 +176,7 @@ class Draft:
         held = {
             key: before.data[key]
             for key in in_hand - changes.assigned.keys()
-            if document.encode_form(key, stored[key]) == before._print(key)
+            if document.encode_stored(key, stored[key]) == before._print(key)
         }
         self._stored = stored | held
         self._prints = {key: before._print(key) for key in held}
@@ -193,7 +193,7 @@ class Draft:
         with _HANDING_OUT:
             value = self.data[key]
             if self._is_in_stored_form(key, value):
-                encoded = document.encode_form(key, value)
+                encoded = document.encode_stored(key, value)
                 self.data[key] = value = document.opened(value)
                 self._prints[key] = encoded
             return value
@@ -262,7 +262,7 @@ class Draft:
         form = document.form(key, value)
         encoded = document.encode_form(key, form)
         if was is not _MISSING:
-            before = self._prints.get(key) or document.encode_form(key, was)
+            before = self._prints.get(key) or document.encode_stored(key, was)
             if encoded == before:
                 return _MISSING
         prints[key] = encoded

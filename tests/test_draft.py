@@ -8,6 +8,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from bson.dbref import DBRef
 from bson.int64 import Int64
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -265,6 +266,22 @@ def test_an_object_in_another_form_is_kept_too() -> None:
     mine = draft.get("a")
     draft = draft.rebased({"a": [{"x%2Ey": 1}]}, replaces=False)
     assert draft.get("a") is mine
+
+
+@pytest.mark.parametrize("value", [5, -1, 2**40])
+def test_an_int_that_another_program_stored_in_64_bits_is_no_change(value: int) -> None:
+    def stored() -> dict[str, Any]:
+        return {"a": [{"n": Int64(value)}], "b": {"n": Int64(value)}, "c": DBRef("x", Int64(value))}
+
+    draft = of(stored())
+    mine = [draft.get(key) for key in "abc"]
+    draft.set("b", {"n": value})
+    assert draft.difference() is UNCHANGED
+    draft = draft.rebased(stored(), replaces=False)
+    assert draft.get("a") is mine[0]
+    draft = of(stored())
+    draft.set("a", [{"n": value}])
+    assert draft.difference() is UNCHANGED
 
 
 def test_two_threads_are_handed_the_same_object(monkeypatch: pytest.MonkeyPatch) -> None:
