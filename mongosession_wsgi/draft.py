@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from . import document
@@ -19,7 +19,6 @@ UNCHANGED = Changes({})
 """The difference between equal data."""
 _MISSING = object()
 """No value is this object."""
-_HANDING_OUT = Lock()
 
 
 class SealedData(dict[str, bytes]):
@@ -46,7 +45,9 @@ class Draft:
     changed, so it is compared with what is stored: by the bytes for MongoDB, if need be.
     """
 
-    __slots__ = ("_prints", "_sealed", "_stored", "_touched", "data", "dropped", "replaces")
+    __slots__ = (
+        "_prints", "_sealed", "_stored", "_touched", "_turn", "data", "dropped", "replaces",
+    )  # fmt: skip
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
         self._stored: dict[str, Any] = {} if stored is None else stored
@@ -60,6 +61,9 @@ class Draft:
         self.replaces: bool = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
+        # Held while a value leaves its stored form. Of one draft: a lock of all would stay held in
+        # a process that is forked meanwhile.
+        self._turn = RLock()
         # The stored values still sealed, because nobody has asked for them.
         self._sealed: SealedData | None = None
 
@@ -190,7 +194,7 @@ class Draft:
 
     def _handed_out(self, key: str) -> Any:
         """Return a value that can change in place: to all threads the same object."""
-        with _HANDING_OUT:
+        with self._turn:
             value = self.data[key]
             if self._is_in_stored_form(key, value):
                 encoded = document.encode_stored(key, value)
