@@ -161,7 +161,6 @@ _OPTIONAL = frozenset(Record._field_defaults) & _FIELDS.keys()
 _BSON_TYPES = {str: 2, dict: 3, datetime: 9, NoneType: 10}
 """BSON's numbers for types, shorter than names in the commands of most requests."""
 _ARRAY = 4
-_INT64 = b"\x12"
 
 
 def _condition(types: tuple[type, ...]) -> dict[str, Any]:
@@ -335,14 +334,6 @@ def encode_form(key: str, stored: Any) -> bytes:
     return encoded
 
 
-def encode_stored(key: str, stored: Any) -> bytes:
-    """Return the bytes of a stored value as `encode` does: of ints, only large ones in 64 bits."""
-    encoded = encode_form(key, stored)
-    if _INT64 not in encoded:  # Another program may have stored any int in 64 bits.
-        return encoded
-    return encode(key, opened(bson.decode(encoded, codec_options=CODEC)[""]))
-
-
 def too_large(what: str) -> SessionDataError:
     """Return the error for a session or a value too large for MongoDB."""
     return SessionDataError(
@@ -507,10 +498,10 @@ def by_key(stored: dict[str, Any], at_once: AbstractSet[type] = _CONVERTED) -> d
 
 
 def opened(value: Any) -> Any:
-    """Return a value in stored form as an application stored it; the value is used up."""
+    """Return a value in stored form as an application stored it; dicts are copied."""
     kind = type(value)
     if kind is dict:
-        return by_key(value, _UNLIKE_STORED)
+        return by_key(value.copy(), _UNLIKE_STORED)
     if kind is list:
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value

@@ -61,8 +61,8 @@ class Draft:
         self.replaces: bool = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
-        # Held while a value leaves its stored form. Of one draft: a lock of all would stay held in
-        # a process that is forked meanwhile.
+        # Held while a value leaves its stored form, or the data change their dict. Of one draft: a
+        # lock of all would stay held in a process that is forked meanwhile.
         self._turn = RLock()
         # The stored values still sealed, because nobody has asked for them.
         self._sealed: SealedData | None = None
@@ -86,7 +86,8 @@ class Draft:
             sealed, self._sealed = self._sealed, None
             opened = self._take(sealed, sealed)
             if self.data is not self._stored:
-                self.data = opened | self.data
+                with self._turn:
+                    self.data = opened | self.data
         return self.data
 
     def set(self, key: str, value: Any) -> None:
@@ -144,12 +145,13 @@ class Draft:
             self.complete()
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
-        for key, value in list(self.data.items()):
-            if type(value) in document.IMMUTABLE or self._is_in_stored_form(key, value):
-                assigned[key] = value  # Checked by `set` already, or before it was stored.
-            else:
-                assigned[key] = form = document.form(key, value)
-                prints[key] = document.encode_form(key, form)
+        with self._turn:
+            for key, value in list(self.data.items()):
+                if type(value) in document.IMMUTABLE or self._is_in_stored_form(key, value):
+                    assigned[key] = value  # Checked by `set` already, or before it was stored.
+                else:
+                    assigned[key] = form = document.form(key, value)
+                    prints[key] = document.encode_form(key, form)
         return Changes(assigned, frozenset(), True, prints)
 
     def rebased(self, stored: dict[str, Any], *, replaces: bool) -> Draft:
@@ -180,7 +182,7 @@ class Draft:
         held = {
             key: before.data[key]
             for key in in_hand - changes.assigned.keys()
-            if document.encode_stored(key, stored[key]) == before._print(key)
+            if document.encode(key, document.opened(stored[key])) == before._print(key)
         }
         self._stored = stored | held
         self._prints = {key: before._print(key) for key in held}
@@ -197,8 +199,10 @@ class Draft:
         with self._turn:
             value = self.data[key]
             if self._is_in_stored_form(key, value):
-                encoded = document.encode_stored(key, value)
-                self.data[key] = value = document.opened(value)
+                value = document.opened(value)
+                # Not the bytes that are stored: another program may have written them otherwise.
+                encoded = document.encode(key, value)
+                self.data[key] = value
                 self._prints[key] = encoded
             return value
 
@@ -209,7 +213,8 @@ class Draft:
     def _own_data(self) -> dict[str, Any]:
         """Return the data in a dict that is not that of the stored data."""
         if self.data is self._stored:
-            self.data = self._stored.copy()
+            with self._turn:
+                self.data = self._stored.copy()
         return self.data
 
     def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
@@ -266,7 +271,7 @@ class Draft:
         form = document.form(key, value)
         encoded = document.encode_form(key, form)
         if was is not _MISSING:
-            before = self._prints.get(key) or document.encode_stored(key, was)
+            before = self._prints.get(key) or document.encode(key, document.opened(was))
             if encoded == before:
                 return _MISSING
         prints[key] = encoded

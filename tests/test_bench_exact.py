@@ -108,7 +108,7 @@ CALLS = {
     "read": 59,
     "set": 52,
     "read and set": 82,
-    "nested change": 113,
+    "nested change": 115,
     "log in": 128,
     "log out": 50,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -266,6 +266,62 @@ def test_an_object_in_another_form_is_kept_too() -> None:
     mine = draft.get("a")
     draft = draft.rebased({"a": [{"x%2Ey": 1}]}, replaces=False)
     assert draft.get("a") is mine
+
+
+@pytest.mark.parametrize("name", ["a.b", "$x", "100%", "%2e", "%41", ""])
+def test_a_name_that_another_program_stored_in_another_way_is_no_change(name: str) -> None:
+    draft = of({"a": [{name: 1}], "b": 1})
+    mine = draft.get("a")
+    assert draft.difference() is UNCHANGED
+    draft = draft.rebased({"a": [{name: 1}], "b": 2}, replaces=False)
+    assert draft.get("a") is mine
+    draft = of({"a": {name: 1}})
+    draft.set("a", {document.unescape(name): 1})
+    assert draft.difference() is UNCHANGED
+
+
+def test_what_others_have_changed_is_opened_once() -> None:
+    draft = of({"a": {"p": {"%25": 1}}})
+    draft.get("a")
+    draft = draft.rebased({"a": {"p": {"%25": 2}}}, replaces=False)
+    assert draft.get("a") == {"p": {"%": 2}}
+
+
+def test_a_value_that_another_program_nested_too_deep_is_refused_where_it_is_asked_for() -> None:
+    deep: Any = []
+    for _ in range(94):
+        deep = [deep, {"%25": 1}]
+    draft = of({"a": deep, "b": 1})
+    for _ in range(2):
+        with pytest.raises(SessionDataError, match="levels deep"):
+            draft.get("a")
+    assert draft.difference() is UNCHANGED
+    assert draft.get("b") == 1
+
+
+def test_a_value_that_is_asked_for_during_the_first_change_is_opened_once() -> None:
+    asks, found = Event(), list[Any]()
+
+    class Slow(dict[str, Any]):
+        def copy(self) -> dict[str, Any]:
+            copied = dict(self)
+            asks.set()
+            other.join(0.05)  # It waits, or else it would be done.
+            return copied
+
+    draft = of(Slow({"a": {"x%2Ey": 1}}))
+
+    def ask() -> None:
+        asks.wait(10)
+        found.append(draft.get("a"))
+
+    other = Thread(target=ask)
+    other.start()
+    draft.set("b", 2)
+    other.join()
+    assert found == [{"x.y": 1}]
+    assert draft.get("a") is found[0]
+    assert draft.difference().assigned == {"b": 2}
 
 
 @pytest.mark.parametrize("value", [5, -1, 2**40])
