@@ -179,13 +179,12 @@ class Draft:
         stored = {key: value for key, value in stored.items() if key not in self.dropped}
         # Where nobody else changed a value, the application keeps the object in its hands.
         in_hand = (before._prints | before._touched).keys() & before.data.keys() & stored.keys()
-        held = {
-            key: before.data[key]
+        self._prints = {
+            key: encoded
             for key in in_hand - changes.assigned.keys()
-            if document.encode(key, document.opened(stored[key])) == before._print(key)
+            if (encoded := before._print(key)) == _print_of(key, stored[key])
         }
-        self._stored = stored | held
-        self._prints = {key: before._print(key) for key in held}
+        self._stored = stored | {key: before.data[key] for key in self._prints}
         kept = {key: value for key, value in self._stored.items() if key not in changes.removed}
         self.data = kept | {key: before.data[key] for key in changes.assigned}
         self._touched = dict.fromkeys((*changes.assigned, *changes.removed))
@@ -270,9 +269,12 @@ class Draft:
         """Return a changed value in stored form, its bytes added to `prints`; else `_MISSING`."""
         form = document.form(key, value)
         encoded = document.encode_form(key, form)
-        if was is not _MISSING:
-            before = self._prints.get(key) or document.encode(key, document.opened(was))
-            if encoded == before:
-                return _MISSING
+        if was is not _MISSING and encoded == (self._prints.get(key) or _print_of(key, was)):
+            return _MISSING
         prints[key] = encoded
         return form
+
+
+def _print_of(key: str, stored: Any) -> bytes:
+    """Return the bytes of a stored value as we would write it; another program may not have."""
+    return document.encode(key, document.opened(stored))

@@ -54,10 +54,14 @@ def change(store: MongoStore, token: str, value: Any = 1) -> None:
     store.flush(session)
 
 
-def updates_of(act: Callable[[], object]) -> list[dict[str, Any]]:
+def commands_of(act: Callable[[], object]) -> list[dict[str, Any]]:
     with RECORDER.request() as asked:
         act()
-    return [dict(one.command) for one in asked if one.command_name == "update"]
+    return [dict(one.command) for one in asked]
+
+
+def updates_of(act: Callable[[], object]) -> list[dict[str, Any]]:
+    return [one for one in commands_of(act) if "update" in one]
 
 
 def place_of(update: dict[str, Any]) -> tuple[bytes, int]:
@@ -81,12 +85,6 @@ def test_the_second_try_has_the_number_of_the_first(
     assert place_of(first) == place_of(second)
     (third,) = updates_of(lambda: change(there, token, 2))
     assert place_of(third)[0] == place_of(first)[0]
-
-
-def commands_of(act: Callable[[], object]) -> list[dict[str, Any]]:
-    with RECORDER.request() as asked:
-        act()
-    return [dict(one.command) for one in asked]
 
 
 def test_looks_updates_and_inserts_share_a_session(store: MongoStore) -> None:
