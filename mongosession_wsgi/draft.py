@@ -82,28 +82,30 @@ class Draft:
 
     def complete(self) -> dict[str, Any]:
         """Return all of the data by the keys; what nobody has asked for is in stored form."""
-        if self._sealed is not None:
-            sealed, self._sealed = self._sealed, None
-            opened = self._take(sealed, sealed)
-            if self.data is not self._stored:
-                with self._turn:
+        with self._turn:
+            if self._sealed is not None:
+                opened = self._take(self._sealed, self._sealed)
+                if self.data is not self._stored:
                     self.data = opened | self.data
+                self._sealed = None
         return self.data
 
     def set(self, key: str, value: Any) -> None:
         """Set a value. Raises `SessionDataError` if MongoDB cannot hold the value."""
         document.check(key, value)
-        if self._sealed is not None:
-            self._open(key)
-        self._own_data()[key] = value
-        self._touched[key] = None
+        with self._turn:
+            if self._sealed is not None:
+                self._open(key)
+            self._own_data()[key] = value
+            self._touched[key] = None
 
     def delete(self, key: str) -> None:
         """Remove a key; raises `KeyError` for a missing key."""
-        if self._sealed is not None:
-            self._open(key)
-        del self._own_data()[key]
-        self._touched[key] = None
+        with self._turn:
+            if self._sealed is not None:
+                self._open(key)
+            del self._own_data()[key]
+            self._touched[key] = None
 
     def clear(self) -> None:
         """Remove every key."""
@@ -212,8 +214,7 @@ class Draft:
     def _own_data(self) -> dict[str, Any]:
         """Return the data in a dict that is not that of the stored data."""
         if self.data is self._stored:
-            with self._turn:
-                self.data = self._stored.copy()
+            self.data = self._stored.copy()
         return self.data
 
     def _opened(self, sealed: SealedData, keys: AbstractSet[str]) -> dict[str, Any]:
@@ -224,8 +225,10 @@ class Draft:
 
     def _open(self, key: object) -> None:
         """Open the value of a key, if still sealed."""
-        sealed = self._sealed
-        if sealed is not None and key not in self.data and isinstance(key, str):
+        with self._turn:
+            sealed = self._sealed
+            if sealed is None or key in self.data or not isinstance(key, str):
+                return
             name = sealed.seal.name(key)
             if name in sealed:
                 for opened, value in self._take(sealed, {name: sealed.pop(name)}).items():

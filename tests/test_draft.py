@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -356,6 +356,60 @@ def test_two_threads_are_handed_the_same_object(monkeypatch: pytest.MonkeyPatch)
     other.join()
     assert found[0] is found[1]
     assert found[0] == [{"": 1}]
+
+
+class Turnstile:
+    """The lock of a draft, which lets another thread come to it while it is held."""
+
+    def __init__(self, lock: Any, other: Thread) -> None:
+        self._lock = lock
+        self._other = other
+        self._came = Event()
+
+    def __enter__(self) -> None:
+        if current_thread() is self._other:
+            self._came.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def wait_for_the_other(self) -> None:
+        if self._other.ident is None:
+            self._other.start()
+            assert self._came.wait(10)
+
+
+def test_the_first_changes_of_two_threads_both_count() -> None:
+    class Stored(dict[str, Any]):
+        def copy(self) -> dict[str, Any]:
+            turn.wait_for_the_other()
+            return dict(self)
+
+    draft = Draft(Stored(a=1))
+    turn = Turnstile(draft._turn, Thread(target=lambda: draft.set("b", 2)))
+    draft._turn = turn  # type: ignore[assignment]
+    draft.set("c", 3)
+    turn._other.join()
+    assert draft.difference().assigned == {"b": 2, "c": 3}
+
+
+@pytest.mark.parametrize("ask", [lambda one: one.get("a"), lambda one: one.complete()["a"]])
+def test_two_threads_find_the_same_sealed_value(
+    ask: Callable[[Draft], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, found, opened = sealed({"a": 1, "b": 2}), list[Any](), Seal.open
+
+    def slowly(self: Seal, values: dict[str, bytes]) -> Any:
+        turn.wait_for_the_other()
+        return opened(self, values)
+
+    turn = Turnstile(draft._turn, Thread(target=lambda: found.append(draft.get("a"))))
+    draft._turn = turn  # type: ignore[assignment]
+    monkeypatch.setattr(Seal, "open", slowly)
+    found.append(ask(draft))
+    turn._other.join()
+    assert found == [1, 1]
 
 
 # Everything at once, against plain dicts.
