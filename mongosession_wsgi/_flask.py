@@ -19,7 +19,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .cookie import CookiePolicy
 from .errors import SettingsError, StoreError
-from .exchange import OF_THE_PAGE, RETRY_AFTER, Exchange, beside, is_handshake
+from .exchange import OF_THE_PAGE, REFUSAL, Exchange, beside, is_handshake
 from .session import visit_of
 from .settings import LONGEST_COOKIE, Settings, span
 from .store import MongoStore, Store
@@ -184,8 +184,7 @@ def refuse(app: Flask, response: Response) -> None:
     response.status_code, response.response = 503, page.response
     for name in OF_THE_PAGE:
         response.headers.pop(name, None)
-    ours = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store"}
-    response.headers.update(page.headers, **ours)
+    response.headers.update(page.headers, **REFUSAL)
 
 
 @got_request_exception.connect

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import Context
+from functools import partial
 from math import inf
 from time import monotonic, sleep
 from typing import Any, TypeVar
@@ -42,7 +44,7 @@ from .failures import (
     may_pass,
     remedy_of,
 )
-from .settings import Settings, check_uri, hosts_of, uri_options
+from .settings import Settings, check_uri, hosts_of, is_secret, uri_options
 
 T = TypeVar("T")
 
@@ -59,7 +61,6 @@ _NOT_TRIED = re.compile("username|password|auth|event_listeners|auto_encryption|
 _FILES = {"tlscafile", "tlscertificatekeyfile", "tlscrlfile"}
 RAW = CodecOptions(document_class=RawBSONDocument)
 """Leaves documents undecoded."""
-_SECRET = re.compile("password|mechanismprop")
 _QUOTED = re.compile("\"([^\"]*)\"|'([^']*)'")
 _SHORTEST_PART = 4
 """The length from which a part of a password is hidden anywhere, and not in quotes alone."""
@@ -222,10 +223,6 @@ class SessionCollection:
             if isinstance(documents.database.client, MongoClient):
                 self._indexes.try_if_due(documents)
 
-    def wait_for_indexes(self, seconds: float) -> None:
-        """Wait for the end of the thread that makes the indexes, for so many seconds."""
-        self._indexes.wait(seconds)
-
     def close(self) -> None:
         """Close this process's own client; the next use makes another."""
         pid = os.getpid()
@@ -286,7 +283,9 @@ class SessionCollection:
             return made
 
         try:
-            connecting.begin(making, make, self._end)
+            # The driver's threads may inherit a context, and with it the time limit of this request
+            # (Python 3.14).
+            connecting.begin(making, partial(Context().run, make), self._end)
         except RuntimeError as error:  # There is no thread to be had.
             self._making.pop(pid, None)
             making.set_exception(error)
@@ -444,7 +443,7 @@ def _without_secrets(words: str, options: Mapping[str, Any]) -> str:
     may take a part of the password for the name of a host or of a database.
     """
     uris = [host for host in hosts_of(options) if "://" in host]
-    secrets = [str(value) for name, value in options.items() if _SECRET.search(name)]
+    secrets = [str(value) for name, value in options.items() if is_secret(name)]
     quoted = (found[1] or found[2] for found in _QUOTED.finditer(words))
     hidden = {text for text in quoted if text and any(text in one for one in secrets + uris)}
     for uri in uris:

@@ -183,7 +183,7 @@ def end(documents: Documents, idle: IdleSessions) -> None:
 
 
 def _session_of(client: object, idle: IdleSessions) -> ClientSession | None:
-    """Return a session for one command at a time; None where the servers know no numbers."""
+    """Return a session for one command; None where no server is known, or none knows numbers."""
     # The tests of an application may have a stand-in for a client.
     if not isinstance(client, MongoClient) or not client.options.retry_writes:
         return None

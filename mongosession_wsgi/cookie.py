@@ -20,7 +20,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-TOKEN = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+TOKEN = re.compile("[A-Za-z0-9_-]{43}")
 """A token: 32 bytes in base64url without padding."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -89,7 +89,7 @@ class Cookie:
     path: str
     partitioned: bool
     max_age: timedelta | None
-    several: _Once = field(default_factory=_several, repr=False, compare=False)
+    several: _Once = field(repr=False, compare=False)
 
     def read(self, header: str) -> str | None:
         """Return the token in a Cookie header; whatever else stands there is None."""

@@ -68,8 +68,6 @@ IMMUTABLE = frozenset((
     bson.ObjectId, bson.Decimal128, bson.Timestamp, bson.Regex, bson.MinKey, bson.MaxKey,
 ))  # fmt: skip
 """The types of BSON whose values no nested change can alter."""
-_EXACT = frozenset((NoneType, bool, int, str, bytes))
-"""The types whose values are equal just if their bytes are, unlike -0.0 and nan."""
 _NUMBERS = frozenset((NoneType, bool, int, float))
 _SCALAR = (*IMMUTABLE, bson.Code, DBRef)
 _NESTED = frozenset((dict, list))
@@ -152,7 +150,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str, NoneType),
     "remember": (bool, NoneType),
 }
-"""The fields of a stored session and their types, listed here and nowhere else."""
+"""The fields of a stored session and their types; those of `Record` have the same names."""
 _KINDS = frozenset(product(*_FIELDS.values()))
 """The types of all fields of a session together."""
 _NEVER = datetime(8999, 1, 1)
@@ -187,10 +185,10 @@ MARK_TIME = timedelta(seconds=60)
 """How long a mark stands."""
 
 
-def live(id_: str, now: datetime, **conditions: Any) -> dict[str, Any]:
-    """Return the filter of a live session by id; an expired session does not match."""
+def live(id_: str, now: datetime, version: int) -> dict[str, Any]:
+    """Return the filter of a live session of one form by id; an expired session does not match."""
     # The narrowest condition comes first: the embedded server takes the first index it meets.
-    return {"_id": id_} | SESSION | {"expires_at": {"$gt": now}} | conditions
+    return {"_id": id_} | SESSION | {"expires_at": {"$gt": now}, "v": version}
 
 
 def live_seen(id_: str, now: datetime, version: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import document
 from .document import Changes
+from .errors import SessionDataError
 
 if TYPE_CHECKING:
     from .seal import Seal
@@ -69,15 +70,15 @@ class Draft:
 
     def get(self, key: str) -> Any:
         """Return a value; take note of the bytes of a value that can change in place."""
-        if self._sealed is not None:
-            self._open(key)
+        if (sealed := self._sealed) is not None:
+            self._open(sealed, key)
         value = self.data[key]
         return value if type(value) in document.IMMUTABLE else self._handed_out(key)
 
     def has(self, key: object) -> bool:
         """Say whether a key has a value."""
-        if self._sealed is not None:
-            self._open(key)
+        if (sealed := self._sealed) is not None:
+            self._open(sealed, key)
         return key in self.data
 
     def complete(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Draft:
         document.check(key, value)
         with self._turn:
             if self._sealed is not None:
-                self._open(key)
+                self._open(self._sealed, key)
             self._own_data()[key] = value
             self._touched[key] = None
 
@@ -103,7 +104,7 @@ class Draft:
         """Remove a key; raises `KeyError` for a missing key."""
         with self._turn:
             if self._sealed is not None:
-                self._open(key)
+                self._open(self._sealed, key)
             del self._own_data()[key]
             self._touched[key] = None
 
@@ -208,7 +209,7 @@ class Draft:
             return value
 
     def _print(self, key: str) -> bytes:
-        """Return the bytes of a value without a change."""
+        """Return the bytes of an unchanged value."""
         return self._prints.get(key) or document.encode(key, self.data[key])
 
     def _own_data(self) -> dict[str, Any]:
@@ -223,11 +224,10 @@ class Draft:
         self._sealed = sealed
         return sealed.open({name: sealed.pop(name) for name in names}) if names else {}
 
-    def _open(self, key: object) -> None:
+    def _open(self, sealed: SealedData, key: object) -> None:
         """Open the value of a key, if still sealed."""
         with self._turn:
-            sealed = self._sealed
-            if sealed is None or key in self.data or not isinstance(key, str):
+            if key in self.data or not isinstance(key, str):
                 return
             name = sealed.seal.name(key)
             if name in sealed:
@@ -279,5 +279,11 @@ class Draft:
 
 
 def _print_of(key: str, stored: Any) -> bytes:
-    """Return the bytes of a stored value as we would write it; another program may not have."""
-    return document.encode(key, document.opened(stored))
+    """Return the bytes of a stored value as we would write it; another program may not have.
+
+    A value that we would refuse, for it has too many levels, is like none of ours.
+    """
+    try:
+        return document.encode(key, document.opened(stored))
+    except SessionDataError:
+        return b""

@@ -29,10 +29,8 @@ EXCHANGE = "mongosession_wsgi.exchange"
 
 UNAVAILABLE = "The session store is unavailable. Please try again in a moment."
 """The words of a 503 to a visitor whose session could be neither loaded nor stored."""
-RETRY_AFTER = 5
-"""The seconds until the visitor's next try."""
-REFUSAL = {"Retry-After": f"{RETRY_AFTER}", "Cache-Control": "no-store", "Vary": "Cookie"}
-"""The headers of a 503, whoever makes the page."""
+REFUSAL = {"Retry-After": "5", "Cache-Control": "no-store"}
+"""The headers of a 503, whoever makes the page; the visitor tries again after five seconds."""
 OF_THE_PAGE = (
     *("Accept-Ranges", "Content-Disposition", "Content-Encoding", "Content-Range"),
     *("ETag", "Last-Modified"),

@@ -55,7 +55,7 @@ class Remedy(NamedTuple):
 
     sentence: str
     words: str | None = None
-    codes: frozenset[int] = frozenset()
+    codes: tuple[int, ...] = ()
     types: tuple[type[BaseException], ...] = ()
 
     def fits(self, error: BaseException, code: int | None, words: str) -> bool:
@@ -65,10 +65,6 @@ class Remedy(NamedTuple):
             or code in self.codes
             or (self.words is not None and re.search(self.words, words, re.IGNORECASE) is not None)
         )
-
-
-def _codes(*codes: int) -> frozenset[int]:
-    return frozenset(codes)
 
 
 REMEDIES = (
@@ -166,7 +162,7 @@ REMEDIES = (
         "the database that knows them",
         # After the first refusal, the driver has the code in its text only.
         f"uthentication failed|bad auth|'code': {LOGIN_REFUSED},",
-        _codes(LOGIN_REFUSED),
+        (LOGIN_REFUSED,),
     ),
     Remedy(
         "MongoDB wants a login, and the settings have none; set mongodb_username and "
@@ -175,50 +171,50 @@ REMEDIES = (
     ),
     Remedy(
         "MongoDB does not allow this user to do that; grant it readWrite on the database",
-        codes=_codes(NOT_ALLOWED),
+        codes=(NOT_ALLOWED,),
     ),
     Remedy(
         "A unique index that is not ours refuses this session; drop it, or give sessions a "
         "collection of their own (mongodb_session_coll)",
-        codes=_codes(11000),
+        codes=(11000,),
     ),
     Remedy(
         "A rule of the collection for its documents (a validator), which is not ours, refuses this "
         "session; remove it, or give sessions a collection of their own (mongodb_session_coll)",
-        codes=_codes(121),
+        codes=(121,),
     ),
     Remedy(
         "The collection is a view, which takes no writes; name another as mongodb_session_coll",
-        codes=_codes(166),
+        codes=(166,),
     ),
-    Remedy("The disk of MongoDB is full; make room there", codes=_codes(14031)),
+    Remedy("The disk of MongoDB is full; make room there", codes=(14031,)),
     Remedy(
         "Too few members of the replica set have acknowledged a write; look which of them are down "
         "or far behind",
-        codes=_codes(64, 100),
+        codes=(64, 100),
     ),
     Remedy(
         "MongoDB takes no more requests at the moment (it throttles); let it have more throughput "
         "(request units), or ask for less",
         "request rate is (too )?large|TooManyRequests",
-        _codes(16500),
+        (16500,),
     ),
     Remedy(
         "The plan of this MongoDB does not allow that, or its space is used up; the server's words "
         "say which; make room, or take a larger plan",
         "space quota|over your .*quota",
-        _codes(8000),
+        (8000,),
     ),
     Remedy(
         "The server is not the primary of its replica set; if no election is under way, name all "
         "members in mongodb_host, without directConnection",
         r'selector "Primary\(\)"|not primary|not master|NotPrimary|NotWritablePrimary',
-        _codes(10107, 13435, 13436),
+        (10107, 13435, 13436),
     ),
     Remedy(
         "This server cannot tell a repeated write from a new one; set mongodb_retry_writes: false",
         "retryable writes|Transaction numbers are only allowed",
-        _codes(301),
+        (301,),
     ),
     Remedy("MongoDB and PyMongo are too far apart in age; update the older one", "wire version"),
     Remedy(

@@ -13,7 +13,7 @@ from .errors import SettingsError, StoreError, logger
 from .exchange import (
     KEY,
     OF_THE_PAGE,
-    RETRY_AFTER,
+    REFUSAL,
     UNAVAILABLE,
     Exchange,
     Exchanges,
@@ -82,11 +82,7 @@ class SessionComponent:
             logger.error("Answered 503: %s", error, exc_info=error)
             for name in OF_THE_PAGE:
                 resp.delete_header(name)
-            raise HTTPServiceUnavailable(
-                description=UNAVAILABLE,
-                headers={"Cache-Control": "no-store"},
-                retry_after=RETRY_AFTER,
-            ) from error
+            raise HTTPServiceUnavailable(description=UNAVAILABLE, headers=REFUSAL) from error
 
 
 def _log_error(req: Request, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -61,9 +62,13 @@ class InPassing:
         tries = self._of_this_process()
         if monotonic() < tries.next_at or not tries.turn.acquire(blocking=False):
             return
-        # The thread has no reference to the store: that may be closed or forgotten meanwhile.
+        # The thread has no reference to the store, which may be closed or forgotten meanwhile. It
+        # has a context of its own: it may inherit the time limit of this request (Python 3.14).
         tries.thread = Thread(
-            target=tries.make, args=[documents], name="mongosession indexes", daemon=True
+            target=Context().run,
+            args=[tries.make, documents],
+            name="mongosession indexes",
+            daemon=True,
         )
         try:
             tries.thread.start()

@@ -21,7 +21,7 @@ from bson.raw_bson import RawBSONDocument
 from . import audit, document
 from .collection import RAW, SessionCollection
 from .commands import Documents
-from .document import Mark, Record, Token, id_of
+from .document import Mark, Record, id_of
 from .draft import UNCHANGED, Draft, SealedData
 from .errors import SessionDataError, StoreError, logger
 from .times import Times
@@ -99,8 +99,7 @@ class Life:
     def begin(self, visit: Visit) -> None:
         """Store a new session, also an empty one."""
         visit.touch()
-        with self._in_time():
-            visit.take(self._insert(visit, visit.draft))
+        visit.take(self._insert(visit, visit.draft))
 
     # The moves.
 
@@ -193,7 +192,7 @@ class Life:
             nonlocal tries
             tries += 1
             # In other engines, an update at the same moment beats a deletion by `delete_one`.
-            live = document.live(id_, self._clock(), v=document.version_of(visit.token))
+            live = document.live(id_, self._clock(), document.version_of(visit.token))
             return them.delete_many(live).deleted_count
 
         with self._in_time():
@@ -273,7 +272,7 @@ class Life:
         """Make a mark of the live session, and return the last image, or None without a session."""
         login, now = visit.login, self._clock()
         version = document.version_of(visit.token)
-        selected = document.live(id_of(visit.token), now, v=version)
+        selected = document.live(id_of(visit.token), now, version)
         owner = visit.known.owner if type(visit.known) is Record else None
         if login is not None and type(visit.known) is not Record:
             # A login of the same owner makes another mark; a look tells the owner first.
@@ -305,10 +304,9 @@ class Life:
 
     def _insert(self, visit: Visit, draft: Draft, predecessor: Record | None = None) -> Step:
         """Store a new session; without a login, the life of the predecessor goes on."""
-        token = visit.new_token
-        record = self._begun(visit, token, predecessor)
+        record = self._begun(visit, predecessor)
         contents = draft.contents()
-        seal = _new_seal(token) if record.version == document.SEALED else None
+        seal = _seal_class()(visit.new_token) if record.version == document.SEALED else None
         stored = RawBSONDocument(document.document_of(record, contents, seal))
         begun = monotonic()
         is_new = self._sessions.insert(stored)
@@ -337,24 +335,23 @@ class Life:
             )
         return type(found) is Record
 
-    def _begun(self, visit: Visit, token: Token, predecessor: Record | None) -> Record:
+    def _begun(self, visit: Visit, predecessor: Record | None) -> Record:
         """Return the record of a new session, before the insert."""
-        now, id_, login, times = self._clock(), id_of(token), visit.login, visit.times
-        version = document.version_of(token)
+        now, token, login, times = self._clock(), visit.new_token, visit.login, visit.times
+        id_, version = id_of(token), document.version_of(token)
         if predecessor is not None and login is None:
             remember = visit.remember[0] if visit.remember else predecessor.remember
             moved = predecessor._replace(id=id_, data={}, remember=remember, version=version)
             return times.used(moved, now, visit.until)
         kind = visit.kind
-        idle = times.idle[kind]
-        idle_until = visit.until or (None if idle is None else now + idle)
+        idle_until = visit.until or now + (times.idle[kind] or times.expires)
         return Record(
             id=id_,
             data={},
             owner=None if login is None else login.owner,
             created_at=now,
             seen_at=now,
-            expires_at=times.expiry(now, now, idle_until),
+            expires_at=times.expiry(now, idle_until),
             label=None if login is None else login.label,
             remember=kind,
             version=version,
@@ -529,15 +526,17 @@ class Life:
 
     def _found(self, id_: str) -> Record | Mark | None:
         """Return the session or mark under an id, unless expired or not of our form."""
-        known = None
         try:
             found = self._sessions.find(id_)
-            known = None if found is None else document.read(found)
         except BSONError:
             found = {}
-        if known is None and found is not None:
+        if found is None:
+            return None
+        known = document.read(found)
+        if known is None:
             _log_foreign(id_)
-        return known if known is not None and known.expires_at > self._clock() else None
+            return None
+        return known if known.expires_at > self._clock() else None
 
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
         """Return the meaning of a document to a visit; dead by the times of now is nothing."""
@@ -594,13 +593,8 @@ def _log_foreign(id_: str) -> None:
     logger.warning("The document %s is not of our form: it is no session, and stays.", id_)
 
 
-def _new_seal(token: Token) -> Seal:
-    """Return the seal of a token's session."""
-    return _kind_of_seal()(token)
-
-
 @cache
-def _kind_of_seal() -> type[Seal]:
+def _seal_class() -> type[Seal]:
     """Import the seal once, at the first need: an import statement takes as long as a seal."""
     try:
         from .seal import Seal
@@ -614,7 +608,7 @@ def _kind_of_seal() -> type[Seal]:
 def _seal_of(visit: Visit) -> Seal:
     """Return the seal of a visit's session, made once, because the keys take some time."""
     if visit.seal is None:
-        visit.seal = _new_seal(visit.token)
+        visit.seal = _seal_class()(visit.token)
     return visit.seal
 
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _END: Any = object()
 _OF_SEQUENCES = (list.__iter__, tuple.__iter__)
 _WRAPPER = "wsgi.file_wrapper"
-_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+_TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("Vary", "Cookie")]
 
 
 class SessionMiddleware:

@@ -91,7 +91,7 @@ class Session(MutableMapping[str, Any]):
         """Remove every key; without a look so far, without reading the session."""
         visit = self._visit
         visit.touch()
-        if visit.came or type(visit.known) is Nothing:
+        if type(visit.known) is Record or type(visit.known) is Nothing:
             visit.draft.clear()
         else:
             visit.draft.wipe()

@@ -31,7 +31,6 @@ DRIVER_DEFAULTS: dict[str, Any] = {
     "serverselectiontimeoutms": 5000,
     "maxidletimems": 120_000,
     "appname": "mongosession-wsgi",
-    "connect": False,
 }
 """Our defaults for options of `MongoClient`, where neither the settings nor the URI give a value.
 
@@ -515,8 +514,7 @@ def _accepted_by_the_driver(option: str, value: Any) -> Any:
                 raise ValueError("the package that it needs is not installed")
     except _REFUSALS as error:
         of_others = isinstance(value, Mapping) or "@" in str(error) or "://" in str(error)
-        is_secret = of_others or option.startswith(_SECRETS)
-        reason = "" if is_secret else f" ({error})"
+        reason = "" if of_others or is_secret(option) else f" ({error})"
         raise ValueError(f"what PyMongo takes for {option}{reason}") from None
     return value
 
@@ -627,7 +625,12 @@ _HOST = re.compile(
     r"[^\s:/?#@\[\]]+\.sock"
 )
 """A name, an IPv4 address or an IPv6 address in brackets, with or without a port; or a socket."""
-_SECRETS = ("password", "tlscertificatekeyfilepassword", "authmechanismprop", "auto_encryption")
+_SECRET = re.compile("password|authmechanismprop|auto_encryption", re.IGNORECASE)
+
+
+def is_secret(option: str) -> bool:
+    """Say whether nobody may see the value of an option of `MongoClient`."""
+    return _SECRET.search(option) is not None
 
 
 def uri_options(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:

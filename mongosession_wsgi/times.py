@@ -47,10 +47,9 @@ class Times:
             end = min(end, record.seen_at + idle)
         return end if self.lifetime is None else min(end, record.created_at + self.lifetime)
 
-    def expiry(self, now: datetime, created_at: datetime, idle_until: datetime | None) -> datetime:
-        """Return the moment to store: the end of the idle time, or of the longest life."""
-        end = now + self.expires if idle_until is None else idle_until
-        return end if self.lifetime is None else min(end, created_at + self.lifetime)
+    def expiry(self, created_at: datetime, idle_until: datetime) -> datetime:
+        """Return the end of the idle time, or of the longest life if that is sooner."""
+        return idle_until if self.lifetime is None else min(idle_until, created_at + self.lifetime)
 
     def used(self, record: Record, now: datetime, until: datetime | None = None) -> Record:
         """Return `record` after a use of the session now; no moment moves back.
@@ -59,11 +58,11 @@ class Times:
         """
         seen_at = max(now, record.seen_at)
         if until is not None:
-            expires_at = self.expiry(now, record.created_at, until)
+            expires_at = self.expiry(record.created_at, until)
         else:
             idle = self.idle[record.remember]
             idle_until = record.expires_at if idle is None else now + idle
-            expires_at = max(self.expiry(now, record.created_at, idle_until), record.expires_at)
+            expires_at = max(self.expiry(record.created_at, idle_until), record.expires_at)
         return record._replace(seen_at=seen_at, expires_at=expires_at)
 
     def is_renewal_due(self, record: Record, now: datetime) -> bool:

@@ -78,10 +78,6 @@ class Step(NamedTuple):
     """The draft by now, where the move made another."""
 
 
-_UNTOUCHED = Draft()
-"""The draft of all untouched visits, which nobody writes to."""
-
-
 class Visit:
     """The actions of one request on the session, and the knowledge of the stored state."""
 
@@ -129,7 +125,7 @@ class Visit:
         # Empty without a session.
         self.token: Token = Token(token or "")
         self.known: Known = NOT_LOOKED if token else NOTHING
-        self.draft: Draft = _UNTOUCHED
+        self.draft: Draft = Draft()
         # Whether a live session came with the request.
         self.came: bool = False
         # Whether an earlier commit of the request had changes to store, or gave them up.
@@ -155,7 +151,7 @@ class Visit:
     def touch(self) -> None:
         """Take note of a use by the application."""
         if self.state is State.UNTOUCHED:
-            self.state, self.draft = State.OPEN, Draft()
+            self.state = State.OPEN
 
     def look(self) -> None:
         """Ask the store, once, for the session of the token. Raises `StoreError`."""
@@ -175,8 +171,6 @@ class Visit:
             self.came = True
             if type(was) is Record and self.remember == (was.remember,) != (known.remember,):
                 self.until = self.remember = None
-            if self.draft is _UNTOUCHED:
-                self.touch()
             self.draft = self.rebased(known)
         elif type(known) is Nothing and self.login is None:
             if self._new_token and self._new_token.endswith(document.REMEMBERED):

@@ -75,7 +75,7 @@ def visit(made: Callable[..., Any]) -> Callable[[str], Visitor]:
 
     def visitor(kind: str) -> Visitor:
         ready = visitor_of(app, kind)
-        store_of(app)._sessions.wait_for_indexes(10)  # Until then, inserts ask for them.
+        store_of(app)._sessions._indexes.wait(10)  # Until then, inserts ask for them.
         return ready
 
     return visitor

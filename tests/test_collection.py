@@ -136,6 +136,23 @@ def test_a_timeout_of_the_application_lifts_no_limit_of_ours(
         assert "in time" in str(failure_of(lambda: collection.attempt(look)))
 
 
+def test_the_threads_of_a_client_know_no_time_limit_of_a_request(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.14 on, a thread may inherit the context of the call that starts the thread."""
+    limits: list[float | None] = []
+    own_client = SessionCollection._own_client
+
+    def watched(self: SessionCollection) -> MongoClient[Any]:
+        limits.append(_csot.get_timeout())
+        return own_client(self)
+
+    monkeypatch.setattr(SessionCollection, "_own_client", watched)
+    with pymongo.timeout(LONGEST):
+        made().attempt(look)
+    assert limits == [None]
+
+
 @pytest.mark.parametrize("kind", ["a login beyond the limit", "a key for a dead session"])
 def test_the_commands_of_a_commit_share_the_time_of_one(
     database: str, proxy: Proxy, kind: str

@@ -147,7 +147,7 @@ def test_dropped_keys_are_left_behind_wherever_they_are() -> None:
         )
 
 
-def test_the_stored_data_stay_as_they_are() -> None:
+def test_a_change_leaves_the_stored_data_as_they_are() -> None:
     stored = {"a": 1, "b": 2}
     draft = of(stored)
     assert draft.data is stored
@@ -338,6 +338,15 @@ def test_an_int_that_another_program_stored_in_64_bits_is_no_change(value: int) 
     draft = of(stored())
     draft.set("a", [{"n": value}])
     assert draft.difference() is UNCHANGED
+
+
+def test_a_value_takes_the_place_of_one_that_has_too_many_levels_for_us() -> None:
+    deep: list[Any] = []
+    for _ in range(document.MAX_DEPTH + 1):
+        deep = [deep]
+    draft = of({"a": deep})
+    draft.set("a", [1])
+    assert draft.difference().assigned == {"a": [1]}
 
 
 def test_two_threads_are_handed_the_same_object(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pymongo
 import pytest
-from pymongo import MongoClient, monitoring
+from pymongo import MongoClient, _csot, monitoring
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
@@ -48,7 +50,7 @@ def on(stored: Collection[Any]) -> dict[str, dict[str, Any]]:
 def passed(collection: SessionCollection) -> threading.Thread | None:
     """Let a visitor pass, and wait for the thread that they have started."""
     collection.ensure_indexes_in_passing()
-    collection.wait_for_indexes(LONGEST)
+    collection._indexes.wait(LONGEST)
     return collection._indexes.thread
 
 
@@ -294,11 +296,11 @@ def test_the_first_insert_of_a_process_has_them_made_once(
     store.retrieve("x" * 43)
     assert store._sessions._indexes.thread is None
     store.create()
-    store._sessions.wait_for_indexes(LONGEST)
+    store._sessions._indexes.wait(LONGEST)
     assert on(stored).keys() == {"_id", *INDEXES}
     stored.drop_indexes()
     store.create()
-    store._sessions.wait_for_indexes(LONGEST)
+    store._sessions._indexes.wait(LONGEST)
     assert on(stored).keys() == {"_id"}
     store.close()
 
@@ -331,9 +333,28 @@ def test_no_visitor_waits_for_them(
         assert store.retrieve(store.create({"a": 1}).token or "") == {"a": 1}
     assert on(stored).keys() == {"_id"}
     building.set()
-    store._sessions.wait_for_indexes(LONGEST)
+    store._sessions._indexes.wait(LONGEST)
     assert on(stored).keys() == {"_id", *INDEXES}
     store.close()
+
+
+def test_the_time_of_a_request_does_not_end_their_making(
+    made: Made,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From Python 3.14 on, a thread may inherit the context of the call that starts the thread."""
+    limits: list[float | None] = []
+
+    class Inheriting(threading.Thread):
+        def start(self) -> None:
+            self.run = partial(copy_context().run, self.run)  # type: ignore[method-assign]
+            super().start()
+
+    monkeypatch.setattr(indexes, "Thread", Inheriting)
+    monkeypatch.setattr(indexes, "ensure", lambda _: limits.append(_csot.get_timeout()))
+    with pymongo.timeout(LONGEST):
+        passed(made())
+    assert limits == [None]
 
 
 def test_one_thread_makes_them(made: Made, building: threading.Event) -> None:  # noqa: F811
@@ -479,7 +500,7 @@ store.create()
 if os.fork() == 0:
     store.create()
     assert any(one.name == "mongosession indexes" for one in [store._sessions._indexes.thread])
-    store._sessions.wait_for_indexes(30)
+    store._sessions._indexes.wait(30)
     os._exit(0)
 assert os.wait()[1] == 0
 print(len(list(store.sessions())))

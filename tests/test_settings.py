@@ -121,7 +121,6 @@ def test_the_defaults() -> None:
         "serverselectiontimeoutms": 5000,
         "maxidletimems": 120_000,
         "appname": "mongosession-wsgi",
-        "connect": False,
     }
 
 

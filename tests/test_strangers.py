@@ -643,7 +643,7 @@ def test_no_header_for_certain_caches_stays_beside_a_cookie(
 
 
 def test_a_long_header_is_read_in_linear_time() -> None:
-    for value in ('"\\' * 50_000, 'a"' * 50_001, "," * 100_000, "public," * 20_000):
+    for value in ('"\\' * 500_000, 'a"' * 500_001, "," * 1_000_000, "public," * 200_000):
         make_private([("Cache-Control", value)])
 
 

@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "document": {"errors"},
     "seal": {"document"},
     "times": {"document", "settings"},
-    "draft": {"document"},
+    "draft": {"errors", "document"},
     "visit": {"errors", "document", "draft", "times"},
     "session": {"errors", "document", "draft", "visit"},
     "failures": {"errors"},

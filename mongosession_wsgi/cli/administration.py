@@ -274,7 +274,7 @@ class Administration:
         conditions = selection.conditions(begun)
         # Later looks leave sessions alone that began since; else the looks might never end.
         later = conditions | {"created_at": {"$lte": begun}}
-        yield from self._over_and_over(self._end, conditions, later)
+        yield from self._over_and_over(self.store.end, conditions, later)
         if selection.idle_for is None and selection.larger_than is None:
             for id_ in self._moving(selection.owner, begun):
                 yield self.store.revoke(id_)
@@ -282,7 +282,7 @@ class Administration:
     def purge(self) -> Iterator[int]:
         """Delete expired documents batch by batch; yield the number of each batch."""
         expired = expired_by(self._clock())
-        yield from self._over_and_over(self._delete, expired, expired)
+        yield from self._over_and_over(self.store.delete, expired, expired)
 
     # Steps of the methods above.
 
@@ -380,12 +380,6 @@ class Administration:
                     raise
             else:
                 conditions = later
-
-    def _end(self, ids: list[Any], conditions: dict[str, Any]) -> int:
-        return self.store.end(ids, conditions)
-
-    def _delete(self, ids: list[Any], conditions: dict[str, Any]) -> int:
-        return self.store.delete(ids, conditions)
 
 
 def _live_by(times: Times, now: datetime) -> dict[str, Any]:

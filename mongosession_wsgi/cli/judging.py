@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..document import SESSION
 from ..indexes import OVER_ALL, does_the_same, is_over_all_documents
 from .verdicts import Verdict
 
@@ -14,7 +15,7 @@ Judged = tuple[Verdict, str]
 Hint = Callable[[str], str]
 """Returns the command line of a subcommand."""
 
-_OWN_FIELDS = frozenset(("_id", "v", "data", "owner", "created_at", "seen_at", "expires_at"))
+_OWN_FIELDS = frozenset(SESSION) | {"_id"}
 """The fields that every session has."""
 
 

@@ -9,8 +9,9 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 
 from pymongo.errors import OperationFailure
 
+from ..settings import is_secret
+
 _USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://)\S*@")
-_SECRET_OPTION = re.compile("password|mechanismprop", re.IGNORECASE)
 _TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)|(?<=\.\d)\d+(?=s, Topology)")
 """The driver's words about its own settings, and the many digits of a time."""
 _TOPOLOGY = re.compile(r", Topology Description: .*", re.DOTALL)
@@ -41,7 +42,7 @@ def without(secrets: Iterable[str], text: str) -> str:
 def secrets_of(options: Mapping[str, Any]) -> frozenset[str]:
     """Return the passwords among the options of `MongoClient`, in all forms of an error text."""
     host = options.get("host") or ()
-    found = [value for name, value in options.items() if _SECRET_OPTION.search(name)]
+    found = [value for name, value in options.items() if is_secret(name)]
     for uri in [host] if isinstance(host, str) else host:
         found += _secrets_of_uri(uri)
     texts = (value for value in found if isinstance(value, str))
@@ -67,7 +68,7 @@ def _secrets_of_uri(uri: str) -> Iterator[str]:
         yield user.partition(":")[2]
     for option in re.split("[&;]", query):
         name, _, value = option.partition("=")
-        if _SECRET_OPTION.search(name):
+        if is_secret(name):
             yield value
 
 

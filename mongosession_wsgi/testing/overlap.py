@@ -54,6 +54,17 @@ class Overlap:
         assert session.token not in (None, old)
         assert [info.data for info in store.sessions()] == [{"b": 2}]
 
+    def test_clearing_what_was_just_stored_leaves_the_keys_of_others(
+        self, store: MongoStore
+    ) -> None:
+        session = store.create({"mine": 1})
+        other = store.open(session.token)
+        other["theirs"] = 2
+        store.flush(other)
+        session.clear()
+        store.flush(session)
+        assert at(store, session.token) == {"theirs": 2}
+
     def test_a_new_token_ends_the_old_one(self, store: MongoStore, clock: Clock) -> None:
         session = store.create({"a": 1})
         old = session.token
