@@ -504,8 +504,8 @@ def opened(value: Any) -> Any:
         if _UNLIKE_STORED.isdisjoint(map(type, value)):
             return value
         return [opened(item) for item in value]
-    if kind in _MOMENTS:
-        return _in_utc(value)
+    if kind in _MOMENTS:  # The driver's are naive; an aware one is the application's own.
+        return value if value.tzinfo else _in_utc(value)
     if kind in _HOLDERS:
         return bson.decode(bson.encode({"": value}, codec_options=CODEC), _WITHIN)[""]
     return int(value) if kind is Int64 else value
@@ -530,6 +530,8 @@ class _Walk:
 
         The list or dict is kept too, for a number like its own must not go to another.
         """
+        self._levels: dict[int, int] = {}
+        """The levels of each stored form of a list or dict in several places."""
 
     def form(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
@@ -571,12 +573,11 @@ class _Walk:
     def _container(self, value: Any, path: _Path, depth: int) -> Any:
         before, found = self._size, self._known.get(id(value), self)
         if found is None or depth > MAX_DEPTH:
-            raise SessionDataError(
-                f"{_shown(path)}: this {type(value).__name__} is nested in itself or more than "
-                f"{MAX_DEPTH} levels deep"
-            )
+            raise _too_deep(value, path)
         if isinstance(found, tuple):
             stored, size, _ = found
+            if depth + self._levels_of(stored) > MAX_DEPTH + 1:
+                raise _too_deep(value, path)
             self._size += size
         else:
             self._known[id(value)] = None
@@ -586,6 +587,14 @@ class _Walk:
         if self._size > MAX_SIZE:
             raise too_large(f"{_shown(path)}: a value that has so many parts")
         return stored
+
+    def _levels_of(self, stored: Any) -> int:
+        if type(stored) not in _NESTED:
+            return 0
+        if id(stored) not in self._levels:
+            items = stored.values() if isinstance(stored, dict) else stored
+            self._levels[id(stored)] = 1 + max(map(self._levels_of, items), default=0)
+        return self._levels[id(stored)]
 
     def _items(self, value: Any, path: _Path, depth: int) -> Any:
         if not isinstance(value, dict):
@@ -604,6 +613,13 @@ class _Walk:
                 item = self.form(item, (path, key), depth + 1)
             stored[name] = item
         return stored
+
+
+def _too_deep(value: Any, path: _Path) -> SessionDataError:
+    return SessionDataError(
+        f"{_shown(path)}: this {type(value).__name__} is nested in itself or more than {MAX_DEPTH} "
+        "levels deep"
+    )
 
 
 def _is_lazy_text(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 from collections.abc import Set as AbstractSet
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ class SealedData(dict[str, bytes]):
         super().__init__(values)
         self.seal = seal
         self._spoil = spoil
+        self._names = tuple(values)
 
     def open(self, values: dict[str, bytes]) -> dict[str, Any]:
         """Open values; a value that does not open makes the document no session any more."""
@@ -37,6 +38,14 @@ class SealedData(dict[str, bytes]):
             self.clear()
             self._spoil()
         return found or {}
+
+    def in_order(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return data in the order in which they are stored; what is not stored comes last."""
+        if len(self) == len(self._names):  # Nothing was taken out before.
+            return data
+        keys = {self.seal.name(key): key for key in data}
+        stored = [keys[name] for name in self._names if name in keys]
+        return {key: data[key] for key in (*stored, *data)}
 
 
 class Draft:
@@ -84,12 +93,16 @@ class Draft:
     def complete(self) -> dict[str, Any]:
         """Return all of the data by the keys; what nobody has asked for is in stored form."""
         with self._turn:
-            if self._sealed is not None:
-                opened = self._take(self._sealed, self._sealed)
-                if self.data is not self._stored:
-                    self.data = opened | self.data
+            if (sealed := self._sealed) is not None:
+                self.data = sealed.in_order(self._take(sealed, sealed) | self.data)
                 self._sealed = None
         return self.data
+
+    def keys(self) -> KeysView[str]:
+        """Return the keys; a change in the midst of an iteration raises, as that of a dict does."""
+        with self._turn:
+            self.complete()
+            return self._own_data().keys()
 
     def set(self, key: str, value: Any) -> None:
         """Set a value. Raises `SessionDataError` if MongoDB cannot hold the value."""

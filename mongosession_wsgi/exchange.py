@@ -36,6 +36,10 @@ OF_THE_PAGE = (
     *("ETag", "Last-Modified"),
 )
 """The headers of a page that do not fit a 503 in its place."""
+_FILLED_TOO_LATE = (
+    "A session was first filled after its response had begun. It is not stored, because the "
+    "browser can get no cookie; fill it before the first item."
+)
 
 
 class Exchanges:
@@ -227,8 +231,8 @@ class Exchange:
         visit = self._opening.visit
         if visit is None or type(visit.known) is Failure:
             return
-        if visit.state is State.DESTROYED:
-            self._store.destroy(self.session)
+        if visit.state is State.DESTROYED and not self._store.destroy(self.session):
+            visit.state = State.ENDED  # No second try in the same request.
 
     def discard(self) -> None:
         """Give up the changes since the commit, and until the end: the response has failed too."""
@@ -261,10 +265,14 @@ class Exchange:
         visit = self._opening.visit
         if visit is None:
             return
-        if self._has_failed or visit.state is State.DESTROYED:
+        if self._has_failed:
             visit.discard()
         if visit.state is State.DESTROYED:
+            begins = visit.begins
+            visit.discard()
             self._store.flush(self.session)
+            if begins:
+                warn(_FILLED_TOO_LATE)
         elif visit.state is State.REGENERATED:
             warn(
                 "A session was logged in or regenerated after its response had begun. This and "
@@ -279,10 +287,7 @@ class Exchange:
         if visit.record is not None:
             self._store.flush(self.session)
         elif type(visit.known) is Nothing:
-            warn(
-                "A session was first filled after its response had begun. It is not stored, "
-                "because the browser can get no cookie; fill it before the first item."
-            )
+            warn(_FILLED_TOO_LATE)
 
     def cookie_after(self, outcome: Outcome) -> str | None:
         """Return the Set-Cookie header for the browser, if any."""

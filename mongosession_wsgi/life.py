@@ -23,7 +23,7 @@ from .collection import RAW, SessionCollection
 from .commands import Documents
 from .document import Mark, Record, id_of
 from .draft import UNCHANGED, Draft, SealedData
-from .errors import SessionDataError, StoreError, logger
+from .errors import StoreError, logger
 from .times import Times
 from .visit import (
     NOT_LOOKED,
@@ -180,7 +180,9 @@ class Life:
                     self._put_back(visit, image, record)
                     return Step(Outcome.LOOK, NOTHING)
                 return self._insert(visit, draft, record)
-            except SessionDataError:
+            except StoreError:
+                raise
+            except Exception:  # A value that cannot be stored, or that raises an error of its own.
                 self._put_back(visit, image, record)
                 raise
 

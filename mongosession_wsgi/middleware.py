@@ -184,7 +184,7 @@ class _Response:
         finally:
             if self._phase is _Phase.COMMITTED:
                 self._exchange.close()
-            elif self._phase is _Phase.HELD:
+            else:
                 self.abandon()
 
     def commit(self) -> None:
@@ -220,11 +220,11 @@ class _Response:
 
     def abandon(self) -> None:
         """Give up a failed request's changes, or those since the commit; carry out `destroy()`."""
-        if self._phase is _Phase.HELD:
+        if self._phase is _Phase.COMMITTED:
+            self._exchange.discard()
+        elif self._phase is not _Phase.LEFT:
             self._phase = _Phase.ABANDONED
             self._exchange.abandon()
-        elif self._phase is _Phase.COMMITTED:
-            self._exchange.discard()
 
     def refuse(self, error: StoreError) -> bytes:
         """Answer 503 for a request whose session could not be loaded or stored; return the body."""

@@ -58,7 +58,7 @@ class Session(MutableMapping[str, Any]):
         return key in self._visit.draft.data or self._visit.read().has(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._visit.read().complete())
+        return iter(self._visit.read().keys())
 
     def __len__(self) -> int:
         return len(self._visit.read().complete())

@@ -169,9 +169,13 @@ class Visit:
         was, self.known = self.known, known
         if type(known) is Record:
             self.came = True
+            try:
+                self.draft = self.rebased(known)
+            except BaseException:  # A change that cannot be stored: the next use looks again.
+                self.known = was
+                raise
             if type(was) is Record and self.remember == (was.remember,) != (known.remember,):
                 self.until = self.remember = None
-            self.draft = self.rebased(known)
         elif type(known) is Nothing and self.login is None:
             if self._new_token and self._new_token.endswith(document.REMEMBERED):
                 self._new_token = None  # It was for the session that did not come.
@@ -211,11 +215,9 @@ class Visit:
 
     def destroy(self) -> None:
         """Have the session end at the commit, and forget the data."""
-        self.touch()
-        if self.state is not State.ENDED:
-            self.state, self.login, self._new_token = State.DESTROYED, None, None
-            self.until = self.remember = None
-            self.draft.wipe()
+        self.state, self.login, self._new_token = State.DESTROYED, None, None
+        self.until = self.remember = None
+        self.draft.wipe()
 
     def spoil(self) -> None:
         """Take note of a document that turned out not to be of our form."""

@@ -34,8 +34,7 @@ class Color(enum.IntEnum):
     RED = 1
 
 
-def nested(levels: int) -> Any:
-    value: Any = "deep"
+def nested(levels: int, value: Any = "deep") -> Any:
     for _ in range(levels):
         value = [value]
     return value
@@ -95,6 +94,16 @@ def test_what_bson_holds_comes_back(store: MongoStore, value: Any) -> None:
 
 def test_ninety_levels_come_back(store: MongoStore) -> None:
     assert kept(store, {"top": nested(90)}) == {"top": nested(90)}
+    shared = nested(80)
+    data = {"top": [shared, nested(9, shared)]}
+    assert kept(store, data) == data
+
+
+def test_a_value_in_several_places_counts_with_its_levels_in_each(store: MongoStore) -> None:
+    shared = nested(80)
+    for value in ([shared, nested(10, shared)], [shared, [shared, [nested(8, shared)]]]):
+        with pytest.raises(SessionDataError, match="more than 90 levels"):
+            store.create({"top": value})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from datetime import datetime, timedelta, timezone
 from threading import Event, Thread, current_thread
 from typing import Any
 
@@ -197,6 +198,16 @@ def test_a_sealed_value_is_compared_with_what_replaces_it() -> None:
     assert (changes.assigned, changes.removed) == ({"c": 4}, {"a"})
 
 
+def test_sealed_keys_keep_their_order_whichever_is_opened_first() -> None:
+    for changed in ({}, {"b": 5}, {"new": 6}, {"b": 5, "new": 6}):
+        draft = sealed({"a": 1, "b": 2, "c": 3})
+        for key in "cb":
+            draft.get(key)
+        for key, value in changed.items():
+            draft.set(key, value)
+        assert list(draft.complete().items()) == list(({"a": 1, "b": 2, "c": 3} | changed).items())
+
+
 def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
     for look in (lambda draft: draft.complete(), lambda draft: draft.has("csrf")):
         draft = sealed({"csrf": "old", "a": 1})
@@ -337,6 +348,21 @@ def test_an_int_that_another_program_stored_in_64_bits_is_no_change(value: int) 
     assert draft.get("a") is mine[0]
     draft = of(stored())
     draft.set("a", [{"n": value}])
+    assert draft.difference() is UNCHANGED
+
+
+def test_a_stored_moment_is_the_same_in_every_zone() -> None:
+    def noon(hours: int) -> datetime:
+        return datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=hours)))
+
+    draft = of({})
+    draft.set("at", noon(1))
+    draft.settle(draft.difference())
+    draft.set("at", noon(1))
+    assert draft.difference() is UNCHANGED
+    draft.set("at", noon(0))
+    assert draft.difference().assigned == {"at": noon(0)}
+    draft.set("at", noon(1).astimezone(timezone.utc))
     assert draft.difference() is UNCHANGED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 import bson
 import pytest
 from pymongo.errors import DuplicateKeyError
+from werkzeug.local import LocalProxy
 
 from mongosession_wsgi import Session, SessionDataError, StoreError, life
 from mongosession_wsgi.document import REMEMBERED, Mark, Record, id_of
@@ -483,6 +485,20 @@ def test_a_swap_is_undone_if_its_session_cannot_be_stored(scene: Scene, seen: bo
         scene.store.flush(session)
     assert scene.commands()[-2:] == [SWAP, "replace_one"]
     assert scene.shown(visit_of(session)) == {"old": {"a": [1]}}
+
+
+def test_a_swap_is_undone_if_a_value_raises_an_error_of_its_own(scene: Scene) -> None:
+    """As a lazy text does, where the framework has taken the language of the request away."""
+    language = ContextVar("language", default="en")
+    token = scene.stored({"a": 1})
+    session = scene.store.open(token)
+    session["text"] = LocalProxy(lambda: {"en": "Welcome"}[language.get()])
+    session.login("alice")
+    language.set("xx")
+    with pytest.raises(KeyError):
+        scene.store.flush(session)
+    assert scene.commands()[-2:] == [SWAP, "replace_one"]
+    assert scene.store.retrieve(token) == {"a": 1}
 
 
 def test_a_swap_is_not_undone_once_the_session_has_ended(scene: Scene) -> None:

@@ -351,13 +351,29 @@ def test_no_repr_shows_a_token() -> None:
 # What a request knows.
 
 
-def test_a_look_touches(scene: Scene) -> None:
-    one = scene.store.open(scene.stored({"secret": 1}))
-    visit_of(one).look()
-    assert visit_of(one).state is State.OPEN
-    # A draft that all untouched visits share has nothing of it.
-    other = visit_of(scene.store.open(None))
-    assert (other.state, other.draft.data) == (State.UNTOUCHED, {})
+def test_a_read_beside_a_value_that_cannot_be_stored_is_no_look(scene: Scene) -> None:
+    session = scene.store.open(scene.stored({"user": "alice"}))
+    session["draft"] = draft = [1]
+    draft.append({1})  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(SessionDataError, match="draft"):
+            session.get("user")
+    draft.pop()
+    assert session == {"user": "alice", "draft": [1]}
+
+
+def test_a_change_in_the_midst_of_an_iteration_raises_as_that_of_a_dict(scene: Scene) -> None:
+    token = scene.stored({"a": 1, "b": 2, "c": 3})
+    for is_changed in (False, True):
+        for each in (Session.keys, Session.items, Session.__iter__):
+            session = scene.store.open(token)
+            if is_changed:
+                session["a"] = 2
+            found = iter(each(session))  # type: ignore[operator]
+            next(found)
+            del session["c"]
+            with pytest.raises(RuntimeError, match="changed size during iteration"):
+                next(found)
 
 
 def test_a_store_that_failed_is_not_asked_again(scene: Scene) -> None:

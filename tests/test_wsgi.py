@@ -482,7 +482,53 @@ def test_a_late_login_is_not_done(visit: Any, store: MongoStore, stored: Collect
 def test_a_late_destroy_is_done_and_what_is_set_since_is_not_stored(
     visit: Any, store: MongoStore, stored: Collection[Any]
 ) -> None:
-    visit(late(lambda session: (session.destroy(), session.update(a=2))), store.create({"a": 1}))
+    app = late(lambda session: (session.destroy(), session.update(a=2)))
+    with pytest.warns(SessionWarning, match="fill it before"):
+        visit(app, store.create({"a": 1}))
+    assert stored.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_late_destroy_is_done_though_the_request_has_failed(
+    visit: Any, stored: Collection[Any], store: MongoStore, is_read: bool
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        session = environ["mongosession"]
+        if is_read:
+            session["a"]
+        start_response("500 Oh", PLAIN)
+        yield b"sorry"
+        session.destroy()
+
+    visit(app, store.create({"a": 1}))
+    assert stored.count_documents({}) == 0
+
+
+@pytest.mark.parametrize("fails", ["at its first item", "at the commit"])
+def test_a_destroy_in_the_close_of_a_body_is_done_though_the_request_has_failed(
+    visit: Any, stored: Collection[Any], store: MongoStore, fails: str
+) -> None:
+    class Body:
+        def __init__(self, session: Session) -> None:
+            self._session = session
+
+        def __iter__(self) -> Iterator[bytes]:
+            if fails == "at its first item":
+                raise ValueError
+            yield b"item"
+
+        def close(self) -> None:
+            self._session.destroy()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Body:
+        session = environ["mongosession"]
+        if fails == "at the commit":
+            session["a"].append({1})
+        start_response("200 OK", PLAIN)
+        return Body(session)
+
+    with pytest.raises((ValueError, SessionDataError)):
+        visit(app, store.create({"a": [1]}))
     assert stored.count_documents({}) == 0
 
 
