@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from weakref import ref
 
 from flask import Flask, Response, g, request
+from flask import globals as contexts
 from flask.sessions import SessionInterface
 from flask.signals import got_request_exception
 from werkzeug.exceptions import ServiceUnavailable
@@ -29,8 +29,12 @@ from .visit import NOTHING, Failure, Nothing, Outcome, State, Visit
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+_CONTEXT: Any = vars(contexts).get("request_ctx", contexts.app_ctx)
+"""The context of the request; from Flask 3.2 on there is no other than that of the application."""
 SESSION = "mongosession_wsgi.session"
 """The name of the session among the attributes of Flask's request."""
+FAILED, PASSED = "mongosession_wsgi.failed", "mongosession_wsgi.passed"
+"""The names of an exchange in `g`: of a request that failed, and of one with such a response."""
 _OURS = Settings.keys("cookie", "store")
 _HOOKS = {
     "get_cookie_name": "session_name",
@@ -78,6 +82,8 @@ class FlaskExchanges:
             self.cookies()
         if isinstance(self.store, MongoStore):
             self.store.follow(self.times)
+        app.teardown_request_funcs.setdefault(None, []).insert(0, _at_end_of_request)
+        app.teardown_appcontext_funcs.append(_at_end_of_context)
 
     def cookies(self) -> CookiePolicy:
         """Return the cookies by Flask's settings and hooks of now."""
@@ -98,7 +104,7 @@ class FlaskExchanges:
         # Flask before 3.1 has no hook for `partitioned`.
         flasks = {"session_partitioned": app.config.get("SESSION_COOKIE_PARTITIONED")}
         flasks |= {_HOOKS[name]: hook(app) for name, hook in self._hooks.items()}
-        if flasks["session_name"] == app.default_config["SESSION_COOKIE_NAME"]:
+        if flasks["session_name"] == Flask.default_config["SESSION_COOKIE_NAME"]:
             del flasks["session_name"]  # Flask's default says nothing.
         flasks["session_secure"] = flasks["session_secure"] or None
         # As Werkzeug writes them: a domain without a port, a path without other letters.
@@ -124,13 +130,14 @@ class FlaskExchanges:
 class FlaskExchange(Exchange):
     """An exchange whose cookie lasts longer than the browser only if the session is permanent."""
 
-    __slots__ = ("_of", "is_handshake", "thread")
+    __slots__ = ("_of", "context", "is_handshake")
 
     def __init__(self, of: FlaskExchanges, environ: WSGIEnvironment) -> None:
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
         self.is_handshake: bool = is_handshake(environ)
-        self.thread: int = get_ident()
+        # The identity of the context of the request; a copy is another context.
+        self.context: int = id(_CONTEXT._get_current_object()) if _CONTEXT else 0
 
     def commit(self, status: str) -> None:
         """Store the session, by the settings of now, which a hook may just have changed."""
@@ -192,18 +199,30 @@ def _give_up(_: Flask, exception: BaseException) -> None:
     """Have the page of an error, and the hooks after it, find a session without a failure."""
     if (session := request.__dict__.get(SESSION)) is None:
         return
-    setattr(g, SESSION, session)
+    setattr(g, FAILED, session._exchange)
     visit = visit_of(session)
     if type(visit.known) is Failure or isinstance(exception, StoreError):
         session._visit = Visit(None, lambda _: NOTHING, visit.times)
 
 
-def abandon(exc: BaseException | None) -> None:
+def _at_end_of_request(exc: BaseException | None) -> None:
     """Carry out a logout though the request has failed, without a response."""
     if exc is None:
         return
-    noted = g.pop(SESSION, None)  # Still there if another function has failed before this one.
-    exchange = getattr(request.__dict__.get(SESSION) if request else noted, "_exchange", None)
-    # A copy of the context may have failed in another thread, which ends no request.
-    if exchange is not None and exchange.thread == get_ident():
+    exchange = getattr(request.__dict__.get(SESSION), "_exchange", None)
+    # A copy of the context may have failed, which ends no request.
+    if exchange is not None and exchange.context == id(_CONTEXT._get_current_object()):
         exchange.abandon()
+
+
+def _at_end_of_context(exc: BaseException | None) -> None:
+    """Do what nothing else has done for the exchange noted in `g`.
+
+    A response that is passed to the server as it is does not say when it ends. A function for the
+    end of the request may have failed, so that ours was not called.
+    """
+    if exc is None:
+        if (passed := g.get(PASSED)) is not None:
+            passed.close()
+    elif (failed := g.get(FAILED)) is not None:
+        failed.abandon()

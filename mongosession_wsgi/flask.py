@@ -11,7 +11,7 @@ import flask
 from flask import Flask, Request, Response, g
 from flask.sessions import SessionInterface, SessionMixin
 
-from ._flask import SESSION, FlaskExchange, FlaskExchanges, abandon, refuse
+from ._flask import PASSED, SESSION, FlaskExchange, FlaskExchanges, refuse
 from .exchange import Exchanges, session_around
 from .session import Session, visit_of
 from .store import Store
@@ -71,8 +71,13 @@ class MongoSession(Session, SessionMixin):  # type: ignore[override]
         if g and self._visit.secrets:  # Flask-WTF keeps a copy of the token in `g`.
             g.pop(self._visit.secrets[0], None)
 
+    def destroy(self) -> None:
+        """End the session; what is set afterwards, `permanent` too, starts a new session."""
+        super().destroy()
+        self._is_to_last = False
+
     def clear(self) -> None:
-        """End the session, as a logout does; a key set afterwards starts a new session."""
+        """End the session, as a logout does."""
         self.destroy()
 
 
@@ -137,7 +142,9 @@ class MongoSessionInterface(SessionInterface):
             exchange.close()
         else:
             exchange.commit(status)
-            if response.is_streamed and not response.direct_passthrough:
+            if response.direct_passthrough:  # The server may send a file by itself.
+                setattr(g, PASSED, exchange)
+            elif response.is_streamed:
                 response.response = exchange.watched(response.response)
             else:
                 response.call_on_close(exchange.close)
@@ -151,6 +158,4 @@ class MongoSessionInterface(SessionInterface):
                 if (found := self._exchanges.get(app)) is None:
                     found = FlaskExchanges(self, app, self._settings, self._store)
                     self._exchanges[app] = found
-                    app.teardown_request_funcs.setdefault(None, []).insert(0, abandon)
-                    app.teardown_appcontext_funcs.append(abandon)
         return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyramid.config import Configurator
 from pyramid.events import ApplicationCreated
 from pyramid.interfaces import ICSRFStoragePolicy, ISession
+from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
 from zope.interface import implementer
@@ -103,10 +104,7 @@ def _install(event: ApplicationCreated) -> None:
     So a session is stored after all attempts, tweens, callbacks and subscribers.
     """
     router, respond, registry = event.app, event.app.execution_policy, event.app.registry
-    store = registry.get(_STORE)
-    exchanges = registry[_EXCHANGES] = Exchanges(registry.settings, store)
-    policy = registry.queryUtility(ICSRFStoragePolicy)  # Its key for the token may differ.
-    registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
+    exchanges = _exchanges_by(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # Also for a login by `environ["mongosession"]`, before anything asks for `request.session`.
@@ -118,7 +116,17 @@ def _install(event: ApplicationCreated) -> None:
     router.execution_policy = lambda *_: middleware
 
 
+def _exchanges_by(registry: Registry) -> Exchanges:
+    """Make the exchanges by the settings of an application."""
+    policy = registry.queryUtility(ICSRFStoragePolicy)  # Its key for the token may differ.
+    registry[_SECRETS] = (_CSRF, getattr(policy, "key", _CSRF))
+    exchanges = registry[_EXCHANGES] = Exchanges(registry.settings, registry.get(_STORE))
+    return exchanges
+
+
 def _session_of(request: Request) -> MongoSession:
+    if _EXCHANGES not in request.registry:  # A test without an application.
+        _exchanges_by(request.registry)
     session = session_around(request.environ)
     if session is None:
         session = _session_of_subrequest(request)

@@ -450,6 +450,19 @@ def test_a_slow_page_does_not_set_the_cookie_from_before_a_login(
     assert other.get().body == b"1"
 
 
+def test_what_was_permanent_before_a_clear_is_so_no_more(app: Flask, browser: Browser) -> None:
+    app.before_request(lambda: session.__setattr__("permanent", True))
+
+    @on(app, "/login")
+    def _() -> bool:
+        session.clear()
+        session.login("alice")
+        return session.permanent
+
+    answer = browser.get("/login")
+    assert (answer.body, "Max-Age" in str(answer.cookie)) == (b"False", False)
+
+
 @pytest.mark.also_sealed
 def test_a_permanent_session_is_a_remembered_one(
     app: Flask, browser: Browser, store: MongoStore
@@ -829,6 +842,18 @@ def test_what_flask_leaves_at_its_default_is_left_to_us(settings: dict[str, Any]
     assert sorted(attributes) == ["HttpOnly", "Path=/shop", "SameSite=Lax", "Secure"]
 
 
+def test_a_name_among_the_defaults_of_an_application_is_no_default_of_flask(
+    settings: dict[str, Any],
+) -> None:
+    class Shop(Flask):
+        default_config = Flask.default_config | {"SESSION_COOKIE_NAME": "shop_sid"}  # type: ignore[assignment, operator]
+
+    app = Shop("shop")
+    app.session_interface = MongoSessionInterface(settings)
+    on(app)(lambda: session.update(a=1))
+    assert str(Browser(app).get().cookie).startswith("shop_sid=")
+
+
 def test_our_settings_come_before_those_of_flask(settings: dict[str, Any]) -> None:
     interface = MongoSessionInterface(settings | {"session_name": "ours"})
     app = flask_app(interface, SESSION_COOKIE_NAME="theirs")
@@ -1168,6 +1193,35 @@ def test_a_file_is_handed_to_the_server_as_it_is(app: Flask, browser: Browser) -
     assert browser.token
 
 
+@pytest.mark.parametrize("kind", ["a file", "a stream"])
+@pytest.mark.parametrize("logs_out", [False, True])
+def test_late_changes_beside_what_is_passed_to_the_server_as_it_is_are_written(
+    app: Flask, browser: Browser, stored: Collection[Any], kind: str, logs_out: bool
+) -> None:
+    from flask import send_file
+
+    def late(_: object = None) -> None:
+        if request.path == "/":
+            session.clear() if logs_out else session.update(late=2)
+
+    def items() -> Iterator[bytes]:
+        yield b"tea"
+        late()
+
+    @on(app)
+    def _() -> Response:
+        if kind == "a file":
+            return send_file(io.BytesIO(b"tea"), "text/plain")
+        return Response(stream_with_context(items()), direct_passthrough=True)
+
+    if kind == "a file":
+        app.teardown_request(late)
+    on(app, "/set")(lambda: session.update(n=1))
+    browser.get("/set")
+    assert browser.get().body == b"tea"
+    assert [one["data"] for one in stored.find()] == [{"n": 1, "late": 2}] * (not logs_out)
+
+
 def test_blueprints_and_async_views_share_the_session(app: Flask, visitor: FlaskClient) -> None:
     pytest.importorskip("asgiref", reason="Flask needs it for async views")
     cart = Blueprint("cart", __name__, url_prefix="/cart")
@@ -1400,6 +1454,43 @@ def test_a_thread_that_fails_with_a_copy_of_the_context_fails_no_request(
     browser.get("/set")
     assert browser.get().cookie is not None
     assert browser.get("/messages").body == b"['Bye']"
+
+
+def nested(app: Flask, kind: str) -> None:
+    """Fail in a context within that of the request."""
+    if kind == "an application context":
+        with app.app_context():
+            raise ConnectionError
+    elif kind == "another application":
+        on(other := flask_app(app.session_interface, TESTING=True))(lambda: 1 / 0)  # type: ignore[arg-type]
+        other.test_client().get("/")
+    else:
+        copy_current_request_context(lambda: [].pop())()
+
+
+@pytest.mark.parametrize("logs", ["in", "out"])
+@pytest.mark.parametrize(
+    "kind", ["an application context", "another application", "a copy of the context"]
+)
+def test_a_context_that_fails_within_the_request_fails_no_request(
+    app: Flask, browser: Browser, kind: str, logs: str
+) -> None:
+    @on(app)
+    def _() -> str:
+        session.clear()
+        if logs == "in":
+            session["tea"] = "Assam"
+            session.login("alice")
+        with suppress(ConnectionError, ZeroDivisionError, IndexError):
+            nested(app, kind)
+        return "on we go"
+
+    on(app, "/set")(lambda: session.update(n=1))
+    on(app, "/who")(lambda: f"{session.owner} {dict(session)}")
+    browser.get("/set")
+    assert browser.get().cookie is not None
+    who = b"alice {'tea': 'Assam'}" if logs == "in" else b"None {}"
+    assert browser.get("/who").body == who
 
 
 def test_what_cannot_be_stored_fails_the_request(app: Flask, browser: Browser) -> None:

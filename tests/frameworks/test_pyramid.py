@@ -13,6 +13,7 @@ from wsgiref.util import FileWrapper
 
 import pytest
 from pymongo.collection import Collection
+from pyramid import testing
 from pyramid.authentication import SessionAuthenticationHelper
 from pyramid.config import Configurator
 from pyramid.csrf import SessionCSRFStoragePolicy, get_csrf_token
@@ -943,3 +944,12 @@ def test_without_pyramid_retry_it_works_too(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyramid_retry", None)
     assert Site(settings, store).browser(index=set_n).get().token
+
+
+def test_a_test_without_an_application_has_a_session(settings: dict[str, Any]) -> None:
+    with testing.testConfig(settings=settings) as config:
+        config.include("mongosession_wsgi.pyramid")
+        request = Request.blank("/")
+        request.registry = config.registry
+        request.session["tea"] = "Assam"
+        assert dict(request.session) == {"tea": "Assam"}
