@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, KeysView
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Draft:
     """
 
     __slots__ = (
-        "_prints", "_sealed", "_stored", "_touched", "_turn", "data", "dropped", "replaces",
+        "_prints", "_sealed", "_stored", "_touched", "data", "dropped", "replaces", "turn",
     )  # fmt: skip
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
@@ -71,9 +72,9 @@ class Draft:
         self.replaces: bool = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
-        # Held while a value leaves its stored form, or the data change their dict. Of one draft: a
+        # Held while data are loaded, leave their stored form, or change their dict. Of one draft: a
         # lock of all would stay held in a process that is forked meanwhile.
-        self._turn = RLock()
+        self.turn: AbstractContextManager[Any] = RLock()
         # The stored values still sealed, because nobody has asked for them.
         self._sealed: SealedData | None = None
 
@@ -92,7 +93,7 @@ class Draft:
 
     def complete(self) -> dict[str, Any]:
         """Return all of the data by the keys; what nobody has asked for is in stored form."""
-        with self._turn:
+        with self.turn:
             if (sealed := self._sealed) is not None:
                 self.data = sealed.in_order(self._take(sealed, sealed) | self.data)
                 self._sealed = None
@@ -100,14 +101,14 @@ class Draft:
 
     def keys(self) -> KeysView[str]:
         """Return the keys; a change in the midst of an iteration raises, as that of a dict does."""
-        with self._turn:
+        with self.turn:
             self.complete()
             return self._own_data().keys()
 
     def set(self, key: str, value: Any) -> None:
         """Set a value. Raises `SessionDataError` if MongoDB cannot hold the value."""
         document.check(key, value)
-        with self._turn:
+        with self.turn:
             if self._sealed is not None:
                 self._open(self._sealed, key)
             self._own_data()[key] = value
@@ -115,7 +116,7 @@ class Draft:
 
     def delete(self, key: str) -> None:
         """Remove a key; raises `KeyError` for a missing key."""
-        with self._turn:
+        with self.turn:
             if self._sealed is not None:
                 self._open(self._sealed, key)
             del self._own_data()[key]
@@ -161,7 +162,7 @@ class Draft:
             self.complete()
         assigned: dict[str, Any] = {}
         prints: dict[str, bytes] = {}
-        with self._turn:
+        with self.turn:
             for key, value in list(self.data.items()):
                 if type(value) in document.IMMUTABLE or self._is_in_stored_form(key, value):
                     assigned[key] = value  # Checked by `set` already, or before it was stored.
@@ -211,7 +212,7 @@ class Draft:
 
     def _handed_out(self, key: str) -> Any:
         """Return a value that can change in place: to all threads the same object."""
-        with self._turn:
+        with self.turn:
             value = self.data[key]
             if self._is_in_stored_form(key, value):
                 value = document.opened(value)
@@ -239,7 +240,7 @@ class Draft:
 
     def _open(self, sealed: SealedData, key: object) -> None:
         """Open the value of a key, if still sealed."""
-        with self._turn:
+        with self.turn:
             if key in self.data or not isinstance(key, str):
                 return
             name = sealed.seal.name(key)

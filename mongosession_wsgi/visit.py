@@ -155,28 +155,28 @@ class Visit:
 
     def look(self) -> None:
         """Ask the store, once, for the session of the token. Raises `StoreError`."""
-        known = self.known
-        if type(known) is NotLooked:
-            self.learn(self._look(self))
-        elif type(known) is Failure:
-            raise known.error
+        with self.draft.turn:  # The first of several threads asks.
+            known = self.known
+            if type(known) is NotLooked:
+                self.learn(self._look(self))
+            elif type(known) is Failure:
+                raise known.error
 
     def learn(self, known: Known) -> None:
         """Take `known` for the stored state, and rebase the request's changes on top.
 
         A moment of death of the kind that was stored gives way to the kind said by another request.
         """
-        was, self.known = self.known, known
+        was = self.known
         if type(known) is Record:
             self.came = True
-            try:
-                self.draft = self.rebased(known)
-            except BaseException:  # A change that cannot be stored: the next use looks again.
-                self.known = was
-                raise
-            if type(was) is Record and self.remember == (was.remember,) != (known.remember,):
+            self.draft = self.rebased(known)  # Raises for a change that cannot be stored.
+            if not self.came:  # A sealed value has not opened.
+                known = NOTHING
+            elif type(was) is Record and self.remember == (was.remember,) != (known.remember,):
                 self.until = self.remember = None
-        elif type(known) is Nothing and self.login is None:
+        self.known = known
+        if type(known) is Nothing and self.login is None:
             if self._new_token and self._new_token.endswith(document.REMEMBERED):
                 self._new_token = None  # It was for the session that did not come.
         elif type(known) is Failure:

@@ -422,8 +422,8 @@ def test_the_first_changes_of_two_threads_both_count() -> None:
             return dict(self)
 
     draft = Draft(Stored(a=1))
-    turn = Turnstile(draft._turn, Thread(target=lambda: draft.set("b", 2)))
-    draft._turn = turn  # type: ignore[assignment]
+    turn = Turnstile(draft.turn, Thread(target=lambda: draft.set("b", 2)))
+    draft.turn = turn
     draft.set("c", 3)
     turn._other.join()
     assert draft.difference().assigned == {"b": 2, "c": 3}
@@ -439,8 +439,8 @@ def test_two_threads_find_the_same_sealed_value(
         turn.wait_for_the_other()
         return opened(self, values)
 
-    turn = Turnstile(draft._turn, Thread(target=lambda: found.append(draft.get("a"))))
-    draft._turn = turn  # type: ignore[assignment]
+    turn = Turnstile(draft.turn, Thread(target=lambda: found.append(draft.get("a"))))
+    draft.turn = turn
     monkeypatch.setattr(Seal, "open", slowly)
     found.append(ask(draft))
     turn._other.join()

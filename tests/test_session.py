@@ -9,6 +9,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, MutableMapping
 from enum import Enum
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from mongosession_wsgi.testing.requests import Clock
 from mongosession_wsgi.visit import State
 
 from .scripted import Scene, refused
+from .test_draft import Turnstile
 from .wsgi import environ_of
 
 PACKAGE = str(Path(mongosession_wsgi.__file__).parent)
@@ -374,6 +376,19 @@ def test_a_change_in_the_midst_of_an_iteration_raises_as_that_of_a_dict(scene: S
             del session["c"]
             with pytest.raises(RuntimeError, match="changed size during iteration"):
                 next(found)
+
+
+def test_the_first_of_two_threads_asks_for_both(scene: Scene) -> None:
+    session, found = scene.store.open(scene.stored({"a": [1]})), list[Any]()
+    other = Thread(target=lambda: found.append(session["a"]))
+    draft = visit_of(session).draft
+    draft.turn = turn = Turnstile(draft.turn, other)
+    scene.server.plan("find", before=turn.wait_for_the_other)
+    scene.server.forget()
+    found.append(session["a"])
+    other.join()
+    assert found[0] is found[1]
+    assert scene.commands() == ["find"]
 
 
 def test_a_store_that_failed_is_not_asked_again(scene: Scene) -> None:
