@@ -48,7 +48,7 @@ LONGEST_COOKIE = timedelta(days=400)
 _IDLE = timedelta(days=14)
 """The time after which an idle session dies, if `session_expires` is not given."""
 
-_SHORTEST, _LONGEST = timedelta(seconds=1), timedelta(days=1000 * 365)
+_SHORTEST, LONGEST_SPAN = timedelta(seconds=1), timedelta(days=1000 * 365)
 """The bounds of every span: Python knows no moment in the far future."""
 
 _UNITS = {
@@ -78,7 +78,7 @@ def span(value: Any) -> timedelta:
         found = _span_of(value)
     except (OverflowError, ValueError):  # Of timedelta: too long, or not a number.
         found = None
-    if found is None or not _SHORTEST <= found <= _LONGEST:
+    if found is None or not _SHORTEST <= found <= LONGEST_SPAN:
         raise ValueError(
             "a number of seconds, a timedelta, or a text such as '90', '2 hours', '+2h' or '1d' "
             "(s m h d w, M for 30 days, y for 365), from one second to 1000 years"

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from select import select
 from typing import Any
 from uuid import UUID
@@ -26,7 +27,7 @@ from mongosession_wsgi.cli.arguments import fault_of
 from mongosession_wsgi.cli.connection import Connection
 from mongosession_wsgi.cli.reasons import reason, secrets_of, without
 from mongosession_wsgi.cli.verdicts import Verdict
-from mongosession_wsgi.document import id_of
+from mongosession_wsgi.document import Record, id_of
 from mongosession_wsgi.indexes import OURS, OVER_ALL
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -170,6 +171,41 @@ def test_a_hint_repeats_the_options_but_no_password() -> None:
         "mongosession init --uri 'mongodb://…@h/?a=b' --db shop --coll 'my sessions'"
     )
     assert Connection().hint("purge") == "mongosession purge"
+
+
+# The settings of a file.
+
+YEARS, HOUR = timedelta(days=900), timedelta(hours=1)
+
+
+@pytest.mark.parametrize("remember", [None, True, False])
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ({}, {}),
+        ({"session_expires": "1 hour"}, {None: HOUR}),
+        ({"session_remember": "1 hour"}, {True: HOUR}),
+        ({"session_lifetime": "801 days"}, dict.fromkeys((None, True, False), 24 * HOUR)),
+        ({"session_lifetime": "none"}, {}),
+    ],
+)
+def test_a_time_that_the_file_does_not_say_ends_no_session(
+    tmp_path: Path, said: dict[str, str], ends: dict[bool | None, timedelta], remember: bool | None
+) -> None:
+    """A session that was used long after its beginning, and is stored for long."""
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps({"mongodb_session_db": "shop"} | said))
+    given = Connection(file=file)
+    times = given.times(given.store({}))
+    assert times is not None
+    begun = NOW - timedelta(days=800)
+    record = Record(id_of("one"), {}, None, begun, NOW, NOW + YEARS, None, remember)
+    assert times.end_of(record) == NOW + ends.get(remember, YEARS)
+
+
+def test_without_a_file_no_time_is_known() -> None:
+    given = Connection(database="shop")
+    assert given.times(given.store({})) is None
 
 
 # Indexes.

@@ -21,7 +21,7 @@ from pymongo.errors import ServerSelectionTimeoutError
 
 from ..errors import SettingsError, StoreError
 from ..failures import explained
-from ..settings import Settings
+from ..settings import LONGEST_SPAN, Settings
 from ..store import MongoStore
 from ..times import Times
 from .arguments import fault_of
@@ -102,8 +102,19 @@ class Connection:
         return MongoStore(settings)
 
     def times(self, store: MongoStore) -> Times | None:
-        """Return the times that hold for the application's sessions, if its settings are known."""
-        return None if self.file is None else Times.of(store.settings)
+        """Return the times that the file says; None without a file.
+
+        For a time that the file does not say, the stored expiry alone counts: the application may
+        have that time elsewhere, as in the settings of Flask or Django.
+        """
+        if self.file is None:
+            return None
+        told, said = store.settings, store.settings.said
+        return Times(
+            told.idle if "max_age" in said else LONGEST_SPAN,
+            told.remember if "remember" in said else LONGEST_SPAN,
+            told.lifetime if "lifetime" in said else None,
+        )
 
     def hint(self, *words: str) -> str:
         """Return a command line for a next step, with the options of this command line."""
