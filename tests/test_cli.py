@@ -345,6 +345,13 @@ def test_a_file_that_is_not_there_and_no_database_at_all(mongosession: Command) 
         ("app:main", "mongodb_password = a%40b", "a%40b"),
         ("app:main", "mongodb_password = a%%40b", "a%40b"),
         ("filter-app:shop", "secret = a\nmongodb_password = %(secret)s", "a"),
+        ("app:main", "set mongodb_password = a", "a"),
+        ("app:main", "mongodb_password = a\nset mongodb_password = b", "a"),
+        ("app:main", "get mongodb_password = secret\n[DEFAULT]\nsecret = a", "a"),
+        ("app:main", "get mongodb_password = s\nset s = b\n[DEFAULT]\ns = a", "b"),
+        ("app:main", "mongodb_password = b\n[DEFAULT]\nmongodb_password = a", "a"),
+        ("app:main", "set mongodb_password = b\n[DEFAULT]\nmongodb_password = a", "b"),
+        ("myapp", "mongodb_password = b\n[DEFAULT]\nmongodb_password = a", "b"),
         ("myapp", "mongodb_password = a%40b", "a%40b"),
         ("myapp", "mongodb_password = a%%40b", "a%%40b"),
         ("myapp", "secret = a\nmongodb_password = %(secret)s", "%(secret)s"),
@@ -356,6 +363,13 @@ def test_an_ini_file_is_read_as_its_application_reads_it(
 ) -> None:
     (tmp_path / "s.ini").write_text(f"[{section}]\nmongodb_session_db = shop\n{written}\n")
     assert read(tmp_path / "s.ini")["mongodb_password"] == read_as
+
+
+def test_a_file_for_pastedeploy_may_name_the_database_by_set_and_get(tmp_path: Path) -> None:
+    file = tmp_path / "s.ini"
+    for written in ("set mongodb_session_db = shop", "get mongodb_session_db = name"):
+        file.write_text(f"[DEFAULT]\nname = shop\n[app:main]\n[filter:session]\n{written}\n")
+        assert read(file)["mongodb_session_db"] == "shop"
 
 
 # When MongoDB fails.

@@ -229,7 +229,23 @@ def _from_ini(file: Path, section: str | None) -> dict[str, str]:
         raise SettingsError(
             f"--section {section}: {file} has no such section; it has {', '.join(ini.sections())}"
         )
-    return {key: _value(ini, section, key) for key in ini[section]}
+    return _values(ini, section)
+
+
+def _values(ini: RawConfigParser, section: str) -> dict[str, str]:
+    """Return the values that the application takes from a section and from `[DEFAULT]`.
+
+    PasteDeploy gives a key of `[DEFAULT]` another value only by `set KEY`; `get KEY` takes the
+    value of another key there.
+    """
+    found = {key: _value(ini, section, key) for key in ini[section]}
+    if not isinstance(ini, ConfigParser):
+        return found
+    shared = {key: _value(ini, ini.default_section, key) for key in ini.defaults()}
+    own = {key: value for key, value in found.items() if key not in shared}
+    shared |= {key[4:].strip(): value for key, value in own.items() if key.startswith("set ")}
+    taken = {key[4:].strip(): value for key, value in own.items() if key.startswith("get ")}
+    return shared | own | {key: shared[of] for key, of in taken.items() if of in shared}
 
 
 def _parser_of_paste(file: Path) -> RawConfigParser:
@@ -241,7 +257,7 @@ def _parser_of_paste(file: Path) -> RawConfigParser:
 
 def _only_section(file: Path, ini: RawConfigParser) -> str:
     """Return the one section that names the database of the sessions."""
-    found = [name for name in ini.sections() if "mongodb_session_db" in ini[name]]
+    found = [name for name in ini.sections() if "mongodb_session_db" in _values(ini, name)]
     if len(found) != 1:
         which = f"these do: {', '.join(found)}" if found else "none does"
         raise SettingsError(

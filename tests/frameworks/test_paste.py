@@ -11,7 +11,9 @@ from paste.deploy import loadapp
 from pyramid.config import Configurator
 
 from mongosession_wsgi import SettingsError
+from mongosession_wsgi.cli.connection import read
 from mongosession_wsgi.paste import make_filter_app
+from mongosession_wsgi.settings import Settings
 
 from ..wsgi import Browser, conforming, on_session
 
@@ -88,6 +90,28 @@ def test_settings_are_text_and_a_section_can_override_the_defaults(load: Load) -
     assert "Max-Age=7200" in cookie
     assert "Secure" in cookie
     assert "HttpOnly" not in cookie
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "set mongodb_session_db = shop\nset session_expires = 14 days",
+        "mongodb_session_db = shop\nset mongodb_session_db = other",
+        "get mongodb_session_db = the_db\nset the_db = of_this_section",
+        "mongodb_session_db = shop\nsession_expires = 14 days",
+    ],
+)
+@pytest.mark.parametrize("shared", ["", "session_expires = 1 hour\nmongodb_session_db = shared"])
+def test_the_command_reads_what_the_application_reads(
+    load: Load, tmp_path: Path, lines: str, shared: str
+) -> None:
+    app = load(
+        f"[DEFAULT]\nthe_db = taken\n{shared}",
+        f"[app:main]\n{APP}\nfilter-with = session",
+        f"[filter:session]\n{FILTER}\n{lines}",
+    )
+    told = Settings.parse(read(tmp_path / "site.ini", "filter:session"))
+    assert told == app._exchanges.store.settings
 
 
 def test_a_server_may_give_the_settings(load: Load, settings: dict[str, Any]) -> None:
