@@ -394,6 +394,11 @@ def test_a_uri_in_a_wrong_place_is_quoted_without_its_password(mongosession: Com
     uri = f"mongodb://admin:{SECRET}@host/shop"
     for arguments in (["stats", uri], [uri], ["list", "--newest", uri], ["show", uri]):
         assert "mongodb://…@host" in mongosession(*arguments, code=2).stderr
+    spaced = f"MONGODB://admin:my {SECRET}@host/shop"
+    assert "MONGODB://…@host" in mongosession("show", spaced, code=2).stderr
+    option = f"mongodb://host/?tlsCertificateKeyFilePassword={SECRET}"
+    assert "Password=…' is no public id" in mongosession("show", option, code=2).stderr
+    assert "mongodb:/…@host" in mongosession("list", "--settings", uri, code=1).stderr
 
 
 def test_check_says_so_of_a_server_that_is_not_there(mongosession: Command) -> None:

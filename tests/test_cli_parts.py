@@ -25,7 +25,7 @@ from mongosession_wsgi.cli import commands, console, health, judging, streams
 from mongosession_wsgi.cli.administration import Statistics, Summary
 from mongosession_wsgi.cli.arguments import fault_of
 from mongosession_wsgi.cli.connection import Connection
-from mongosession_wsgi.cli.reasons import reason, secrets_of, without
+from mongosession_wsgi.cli.reasons import reason, secrets_of, without, without_users
 from mongosession_wsgi.cli.verdicts import Verdict
 from mongosession_wsgi.document import Record, id_of
 from mongosession_wsgi.indexes import OURS, OVER_ALL
@@ -119,6 +119,38 @@ def test_a_short_password_is_removed_only_where_it_stands_alone() -> None:
     assert without([], "a mongodb+srv://u:p@h b") == "a mongodb+srv://…@h b"
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("mongodb://u:hun ter2@h/x", "mongodb://…@h/x"),
+        ("mongodb:/u:hunter2@h/x", "mongodb:/…@h/x"),
+        ("MongoDB+SRV://u:hunter2@h", "MongoDB+SRV://…@h"),
+        ("mongodb://u:h@unter2@h", "mongodb://…@h"),
+        ("mongodb://u:h?unter2@h", "mongodb://…@h"),
+        (
+            "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=hun ter2&w=1",
+            "mongodb://h/?tls=true&tlsCertificateKeyFilePassword=…&w=1",
+        ),
+        (
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2",
+            "mongodb://h/?authMechanismProperties=…",
+        ),
+        (
+            "mongodb://h/?a=b;TLSCERTIFICATEKEYFILEPASSWORD=hun'ter2",
+            "mongodb://h/?a=b;TLSCERTIFICATEKEYFILEPASSWORD=…",
+        ),
+    ],
+)
+def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
+    assert without_users(uri) == shown
+    assert without_users(f"the value {uri!r} is wrong").replace('"', "'") == (
+        f"the value '{shown}' is wrong"
+    )
+    hint = Connection(uri=uri).hint("init")
+    assert "ter2" not in hint
+    assert shown in hint
+
+
 # Arguments.
 
 
@@ -163,6 +195,11 @@ def test_an_argument_that_is_no_text_is_named(arguments: list[str], named: str, 
 def test_a_variable_that_is_no_text_is_named(name: str, text: str) -> None:
     with pytest.raises(click.UsageError, match=name):
         Connection().settings({"MONGOSESSION_DB": "shop", name: text})
+
+
+def test_a_hint_leaves_out_the_passwords_of_the_settings() -> None:
+    given = Connection(database="shop", collection="hunter2", secrets=frozenset(["hunter2"]))
+    assert given.hint("init") == "mongosession init --db shop --coll '…'"
 
 
 def test_a_hint_repeats_the_options_but_no_password() -> None:

@@ -123,7 +123,7 @@ class Connection:
             word
             for option, value in given.items()
             if value is not None
-            for word in (option, without((), str(value)))
+            for word in (option, without(self.secrets, str(value)))
         ]
         return f"mongosession {shlex.join((*words, *shown))}"
 

@@ -185,7 +185,7 @@ def _summary(one: Summary) -> dict[str, Any]:
 def finding(found: Finding, secrets: Iterable[str]) -> None:
     """Print one line of a health check, and below it the driver's words for an error."""
     verdict = Text(f"{found.verdict.value:5}", _STYLES[found.verdict])
-    styled(Text.assemble(verdict, f"  {found.what:20} {printable(found.words)}"))
+    styled(Text.assemble(verdict, f"  {found.what:20} {printable(without_users(found.words))}"))
     words = None if found.error is None else reason(found.error, secrets)
     if words is not None:
         styled(Text(f"{'':28}{_DRIVER}{printable(words)}"))
@@ -197,7 +197,7 @@ def findings_as_json(findings: Iterable[Finding], secrets: Iterable[str]) -> dic
         {
             "what": found.what,
             "verdict": found.verdict.value.lower(),
-            "words": found.words,
+            "words": without_users(found.words),
             "driver": None if found.error is None else reason(found.error, secrets),
         }
         for found in findings

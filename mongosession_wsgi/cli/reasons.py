@@ -11,7 +11,10 @@ from pymongo.errors import OperationFailure
 
 from ..settings import is_secret
 
-_USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://)\S*@")
+_USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://?).*@", re.IGNORECASE)
+"""The start of a URI up to its host; a path has a single slash, and a password may have spaces."""
+_OPTION_IN_URI = re.compile(r"""([?&;](\w+)=).*?(?=[&;]|['"](?!\w)|$)""", re.MULTILINE)
+"""An option in the query of a URI, up to the next, to a quote or to the end of the line."""
 _TIMEOUTS = re.compile(r" \(configured timeouts: [^)]*\)|(?<=\.\d)\d+(?=s, Topology)")
 """The driver's words about its own settings, and the many digits of a time."""
 _TOPOLOGY = re.compile(r", Topology Description: .*", re.DOTALL)
@@ -27,8 +30,12 @@ def reason(error: BaseException, secrets: Iterable[str] = ()) -> str | None:
 
 
 def without_users(text: str) -> str:
-    """Return `text` without the users and passwords of URIs."""
-    return _USER_IN_URI.sub(r"\1…@", text)
+    """Return `text` without the users, the passwords and the other secrets of URIs."""
+    return _OPTION_IN_URI.sub(_without_a_secret, _USER_IN_URI.sub(r"\1…@", text))
+
+
+def _without_a_secret(option: re.Match[str]) -> str:
+    return f"{option[1]}…" if is_secret(option[2]) else option[0]
 
 
 def without(secrets: Iterable[str], text: str) -> str:
