@@ -161,10 +161,14 @@ def moving(part: str) -> str:
     return text
 
 
-def test_a_login_is_taken_over_again_if_the_first_page_failed() -> None:
+@pytest.mark.parametrize("cause", ["page", "MongoDB"])
+def test_a_login_is_taken_over_again_if_the_first_request_failed(cause: str) -> None:
     recipe: dict[str, Any] = {}
     exec(moving("def take_over("), recipe)
-    statuses = iter(["503 Service Unavailable", "200 OK"])
+    down = {"mongodb_host": "mongodb://127.0.0.1:9", "mongodb_timeout_ms": 50}
+    store = MemoryStore()
+    stores = [store if cause == "page" else MongoStore(down | {"mongodb_session_db": "x"}), store]
+    statuses = iter(["503 Service Unavailable" if cause == "page" else "200 OK", "200 OK"])
 
     class Old(dict[str, Any]):
         delete = dict.clear
@@ -173,14 +177,18 @@ def test_a_login_is_taken_over_again_if_the_first_page_failed() -> None:
         start_response(next(statuses), [("Content-Type", "text/plain")])
         return [str(environ["mongosession"].owner).encode()]
 
-    app = SessionMiddleware(recipe["take_over"](shop), {}, store=MemoryStore())
+    first, second = (
+        recipe["end_old"](SessionMiddleware(recipe["take_over"](shop), {}, store=one))
+        for one in stores
+    )
     old = Old(user="alice")
     visitor = {"HTTP_COOKIE": "beaker.session.id=1", "beaker.session": old}
-    assert call(app, environ_of(**visitor)).status.startswith("503")
+    assert call(first, environ_of(**visitor)).status.startswith("503")
     assert old
-    answer = call(app, environ_of(**visitor))
+    answer = call(second, environ_of(**visitor))
     assert (answer.body, old) == (b"alice", {})
     assert answer.cookie is not None
+    stores[0].close()
 
 
 def test_a_login_in_flask_is_taken_over_again_if_the_first_page_failed() -> None:
