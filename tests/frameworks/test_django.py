@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from http.cookies import SimpleCookie
 from pathlib import Path
 from threading import Barrier, Thread
@@ -695,26 +696,39 @@ def test_an_emptied_session_stays(browser: Browser) -> None:
     assert SessionStore().exists(before)
 
 
-def take_over(get_response: Any) -> Any:
-    """Return the middleware of docs/moving.md."""
+def moving(name: str, get_response: Any) -> Any:
+    """Return a middleware of docs/moving.md."""
     page = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
-    start = page.index("def take_over_the_old_session")
+    start = page.index(f"def {name}")
     recipe: dict[str, Any] = {"OldSession": db.SessionStore, "OLD_NAME": "old"}
     exec(page[start : page.index("\n\n\n", start)], recipe)
-    return recipe["take_over_the_old_session"](get_response)
+    return recipe[name](get_response)
 
 
-def test_an_old_session_is_taken_over_again_if_the_first_page_failed() -> None:
+take_over = partial(moving, "take_over_the_old_session")
+end_old = partial(moving, "end_the_old_session")
+
+
+@pytest.mark.parametrize("cause", ["view", "MongoDB"])
+def test_an_old_session_is_taken_over_again_if_the_first_request_failed(
+    cause: str, settings: dict[str, Any]
+) -> None:
     old = db.SessionStore()
     old["cart"] = ["tea"]
     old.save()
     session = "django.contrib.sessions.middleware.SessionMiddleware"
-    with override_settings(MIDDLEWARE=[session, f"{__name__}.take_over"]):
+    around = [f"{__name__}.end_old", session, f"{__name__}.take_over"]
+    store, status = (settings, 503) if cause == "view" else (DOWN, 200)
+    with override_settings(MIDDLEWARE=around):
         browser = Browser(WSGIHandler(), f"old={old.session_key}")
-        assert visit(browser, lambda _: HttpResponse(status=503)).cookie is None
+        with override_settings(MONGOSESSION=store):
+            first = visit(browser, lambda _: HttpResponse(status=status))
+        assert first.status.startswith("503")
+        assert first.cookie is None
         assert old.exists(old.session_key)
         response = visit(browser, reads)
     assert response.body == b"[('cart', ['tea'])]"
+    assert response.commands == ["insert"]
     assert [info.data for info in mongo_store().sessions()] == [{"cart": ["tea"]}]
     assert not old.exists(old.session_key)
 
