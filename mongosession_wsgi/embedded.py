@@ -8,7 +8,6 @@ an older Python. `python -m mongosession_wsgi.embedded FOLDER` serves until Ctrl
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 import signal
@@ -26,6 +25,13 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from .errors import SessionError
+
+try:
+    import fcntl
+except ImportError:  # On Windows; `start` says so.
+    _CAN_LOCK = False
+else:
+    _CAN_LOCK = True
 
 _WATCHER = str(Path(__file__).with_name("_watcher.py"))
 _PROGRAM = "secantusd-py"
@@ -85,6 +91,10 @@ class EmbeddedServer:
         """
         if self._is_running():
             raise EmbeddedServerError(f"The embedded server runs already, on port {self.port}")
+        if not _CAN_LOCK:
+            raise EmbeddedServerError(
+                "The embedded server needs Linux or macOS; elsewhere, start a MongoDB of your own"
+            )
         program, given = _program(), self.port
         with self._own_folder() as config:
             for left in reversed(range(_BINDS)):

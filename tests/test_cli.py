@@ -1034,6 +1034,31 @@ def test_without_click_or_rich_it_says_what_to_install(environment: dict[str, st
         )
 
 
+AS_ON_WINDOWS = """
+import signal, sys
+
+sys.modules["fcntl"] = sys.modules["termios"] = sys.modules["resource"] = None
+del signal.SIGHUP
+
+from mongosession_wsgi.cli import main
+
+main()
+"""
+
+
+def test_windows_has_every_command_but_the_embedded_server(environment: dict[str, str]) -> None:
+    def ran(*command: str) -> tuple[int, str]:
+        with started(environment, sys.executable, "-c", AS_ON_WINDOWS, *command) as process:
+            _, words = process.communicate(timeout=LONGEST_WAIT)
+        return process.returncode, words
+
+    assert ran("stats", "--json")[0] == 0
+    code, words = ran("embedded")
+    assert code == 1
+    assert words.startswith("Error: The embedded server needs Linux or macOS; elsewhere, ")
+    assert words.count("\n") == 1
+
+
 INTERRUPTED_EARLY = """
 import signal, sys
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from select import select
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import UUID
 
@@ -373,6 +374,20 @@ def test_a_ctrl_c_just_before_the_wait_for_an_answer_ends_the_wait(
         assert ready
         assert stdin not in ready
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_windows_reads_an_answer_without_a_wait_for_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TemporaryFile("w+") as stdin:
+        stdin.write("y\n")
+        stdin.seek(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(streams, "select", None)
+            patched.setattr(sys, "stdin", stdin)
+            patched.setattr(os, "name", "nt")
+            agreed = streams.ask("?")
+    assert agreed is True
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,11 @@ from .verdicts import Finding, Verdict
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FAILED, _INTERRUPTED, _PIPE_BROKEN = 1, 130, 141
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
-"""The signals that end the embedded server; a terminal sends the second as it is closed."""
+_ENDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""The signals that end the embedded server; a terminal sends the second as it is closed.
+
+Windows has no second one.
+"""
 _MOST = 1_000_000_000
 """A number of sessions that any server takes."""
 _LONGEST = timedelta(minutes=10)

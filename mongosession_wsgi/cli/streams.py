@@ -55,8 +55,11 @@ def ask(question: str) -> bool | None:
 def _line() -> str:
     """Read a line from stdin.
 
-    A Ctrl-C just before the wait would not end the wait, so a signal also writes to a pipe.
+    A Ctrl-C just before the wait would not end the wait, so a signal also writes to a pipe. On
+    Windows, no program can wait for stdin beside a pipe.
     """
+    if os.name == "nt":
+        return sys.stdin.readline()
     interrupted, interrupt = os.pipe()
     os.set_blocking(interrupt, False)
     before = signal.set_wakeup_fd(interrupt)
