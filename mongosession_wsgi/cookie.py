@@ -228,9 +228,16 @@ def _cookie(settings: Settings, several: _Once, *, secure: bool) -> Cookie:
         max_age=settings.max_age,
         several=several,
     )
-    if len(cookie.issue("t" * 43)) > 4096:
-        raise SettingsError("session_name: the cookie would have more than 4096 bytes, shorten it")
+    _check_size(cookie.issue("t" * 43))
     return cookie
+
+
+def _check_size(header: str) -> None:
+    """Refuse a header that browsers would not take whole (RFC 6265bis, section 5.6)."""
+    path = header.partition("; Path=")[2].partition(";")[0]  # A space is three characters here.
+    for key, text, most in (("session_path", path, 1024), ("session_name", header, 4096)):
+        if len(text) > most:
+            raise SettingsError(f"{key}: more than {most} bytes as the cookie is sent, shorten it")
 
 
 def _default_name(settings: Settings, secure: bool) -> str:
@@ -244,22 +251,37 @@ def _default_name(settings: Settings, secure: bool) -> str:
 def _checked_domain(domain: str | None) -> str | None:
     if domain is None:
         return None
+    host = domain.removeprefix(".")
     try:
-        name = domain.removeprefix(".").encode("idna").decode("ascii")
+        name = host.encode("idna").decode("ascii")
+        is_mapped = any(map(_is_mapped, host.split(".")))
     except UnicodeError:
-        name = ""
+        name, is_mapped = "", False
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise SettingsError(
             f"session_domain: {domain!r} is no host name; give it without scheme, port or path"
         )
+    if is_mapped:
+        raise SettingsError(
+            f"session_domain: {domain!r} may be another host to a browser than to Python; write it "
+            "in its ASCII form (xn--...)"
+        )
     return name
 
 
+def _is_mapped(label: str) -> bool:
+    """Say whether Python puts other letters in place of those of a label: ss for ß.
+
+    Python has IDNA 2003. Browsers leave such letters as they are (UTS 46, nontransitional).
+    """
+    return not label.isascii() and label.encode("idna").decode("idna") != label.lower()
+
+
 def _checked_path(path: str) -> str:
-    if not _PATH.fullmatch(path) or len(path) > 1024:
+    if not _PATH.fullmatch(path):
         raise SettingsError(
             f"session_path: {path!r} is no path; it begins with / and has no ; and no control "
-            "characters, at most 1024"
+            "characters"
         )
     return path
 

@@ -413,6 +413,8 @@ def test_the_name_is_taken_literally(characters: str) -> None:
         ("Example.COM", "Example.COM"),
         ("my-shop.example.com", "my-shop.example.com"),
         ("bücher.example", "xn--bcher-kva.example"),
+        ("Bücher.Example", "xn--bcher-kva.Example"),
+        ("xn--strae-oqa.bücher.example", "xn--strae-oqa.xn--bcher-kva.example"),
         ("10.0.0.1", "10.0.0.1"),
         ("localhost", "localhost"),
     ],
@@ -438,6 +440,15 @@ def test_what_is_no_domain_is_refused(domain: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "domain", ["straße.de", "shop.STRAßE.de", "νίκος.example", "نامه\u200cای.example"]
+)
+def test_a_domain_that_browsers_write_in_another_way_is_refused(domain: str) -> None:
+    message = refusal_of({"session_domain": domain})
+    assert message.startswith("session_domain: ")
+    assert "xn--" in message
+
+
+@pytest.mark.parametrize(
     ("path", "sent"),
     [
         ("/shop", "/shop"),
@@ -446,7 +457,9 @@ def test_what_is_no_domain_is_refused(domain: str) -> None:
         ("/a b", "/a%20b"),
         ("/a,b=c", "/a,b=c"),
         ('/a"b', "/a%22b"),
+        ("/a?b#c", "/a%3Fb%23c"),
         ("/" + "x" * 1023, "/" + "x" * 1023),
+        ("/" + " " * 341, "/" + "%20" * 341),
     ],
 )
 def test_a_path_is_sent(path: str, sent: str) -> None:
@@ -457,7 +470,7 @@ def test_a_path_is_sent(path: str, sent: str) -> None:
     "path",
     [
         *("shop", " /", "*", "/a;b", "/; Secure", "/a\r\nb: c", "/\n", "/a\tb", "/\0", "/\x7f"),
-        *("/ü", "/" + "x" * 1024, "http://example.com/"),
+        *("/ü", "/" + "x" * 1024, "/" + " " * 342, "/" + '"' * 4096, "http://example.com/"),
     ],
 )
 def test_what_is_no_path_is_refused(path: str) -> None:
