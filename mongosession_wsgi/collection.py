@@ -1,4 +1,4 @@
-"""The collection of the sessions: the client of a process, its deadline and its second try."""
+"""The collection of the sessions: the client of a process, its deadline and its repetitions."""
 
 from __future__ import annotations
 
