@@ -29,6 +29,7 @@ from mongosession_wsgi.cli.connection import Connection
 from mongosession_wsgi.cli.reasons import reason, secrets_of, without, without_users
 from mongosession_wsgi.cli.verdicts import Verdict
 from mongosession_wsgi.document import Record, id_of
+from mongosession_wsgi.embedded import EmbeddedServerError
 from mongosession_wsgi.indexes import OURS, OVER_ALL
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -86,6 +87,12 @@ def test_words_that_our_sentence_has_are_not_said_twice() -> None:
 
 def test_an_error_of_ours_alone_has_no_words_of_the_driver() -> None:
     assert reason(StoreError("ours")) is None
+
+
+def test_an_error_outside_of_the_store_has_no_words_of_the_driver() -> None:
+    error = EmbeddedServerError("Port 7 is taken")
+    error.__cause__ = OSError("Address already in use")
+    assert reason(error) is None
 
 
 @pytest.mark.parametrize(

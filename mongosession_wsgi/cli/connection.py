@@ -187,6 +187,11 @@ def read(file: Path, section: str | None = None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SettingsError(f"--settings {file}: must be one mapping of keys to values")
     _check_texts(file, found)
+    if "MONGODB_SESSION_DB" in found and "mongodb_session_db" not in found:
+        raise SettingsError(
+            f"--settings {file}: MONGODB_SESSION_DB is in capitals, as in a Flask configuration; "
+            "write the keys in small letters, or give --uri and --db in place of the file"
+        )
     return found
 
 

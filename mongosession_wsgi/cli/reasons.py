@@ -9,6 +9,7 @@ from urllib.parse import quote_plus, unquote, unquote_plus
 
 from pymongo.errors import OperationFailure
 
+from ..errors import StoreError
 from ..settings import is_secret
 
 _USER_IN_URI = re.compile(r"(mongodb(?:\+srv)?://?).*@", re.IGNORECASE)
@@ -23,8 +24,8 @@ _TOO_SHORT = 4
 
 
 def reason(error: BaseException, secrets: Iterable[str] = ()) -> str | None:
-    """Return the driver's words for an error of ours, or None if they add nothing."""
-    cause = error.__cause__
+    """Return the driver's words for a failure of the store, or None if they add nothing."""
+    cause = error.__cause__ if isinstance(error, StoreError) else None
     words = "" if cause is None else without(secrets, _words(cause))
     return None if words in str(error) else words
 
