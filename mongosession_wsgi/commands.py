@@ -27,6 +27,7 @@ from pymongo.errors import (
     ExecutionTimeout,
     NetworkTimeout,
     OperationFailure,
+    ProtocolError,
     WriteConcernError,
     WriteError,
     WTimeoutError,
@@ -78,7 +79,10 @@ def find(documents: Documents, idle: IdleSessions, id: str) -> dict[str, Any] | 
             _give_back(session, idle)
         raise
     _give_back(session, idle)
-    batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+    try:
+        batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+    except KeyError as error:  # A `session.get` would take the error for a missing key.
+        raise ProtocolError("the answer to a find has no documents") from error
     return batch[0] if batch else None
 
 

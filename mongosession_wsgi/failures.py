@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
 from typing import NamedTuple
 
+from bson.errors import InvalidBSON
 from pymongo.errors import (
     ConnectionFailure,
     OperationFailure,
@@ -26,7 +29,10 @@ BROKEN = frozenset((6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 1343
 """The errors after which MongoDB's drivers repeat a read, by their specification."""
 BUSY = frozenset((24, 46, 50, 64, 112, 117, 276, 12586, 12587, 16500))
 """More errors that pass by themselves: locks, conflicts, timeouts, too many requests."""
+DAMAGED = (InvalidBSON, struct.error, zlib.error)
+"""The errors of the driver for an answer that it cannot read."""
 RAISED_BY_THE_DRIVER = (
+    *DAMAGED,
     *(PyMongoError, OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError),
     *(ImportError, Warning),
 )
@@ -68,6 +74,11 @@ class Remedy(NamedTuple):
 
 
 REMEDIES = (
+    Remedy(
+        "An answer of MongoDB is damaged; look at its log, and at what is between: a proxy, a "
+        "network",
+        types=DAMAGED,
+    ),
     Remedy(
         "This process can have no more threads; raise the limit (ulimit -u, or pids.max of the "
         "container), or run fewer workers",
@@ -256,7 +267,7 @@ def explaining() -> Iterator[None]:
 
 def failure_of(error: Exception) -> StoreError:
     """Return our error for an error of the driver; raise any other error again."""
-    if isinstance(error, PyMongoError) or _is_of_connecting(error):
+    if isinstance(error, (PyMongoError, *DAMAGED)) or _is_of_connecting(error):
         return StoreError(explained(error))
     raise error
 

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import ref
 
-from bson.errors import BSONError
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
 from . import audit, document
@@ -528,10 +528,14 @@ class Life:
 
     def _found(self, id_: str) -> Record | Mark | None:
         """Return the session or mark under an id, unless expired or not of our form."""
+        begun = monotonic()
         try:
             found = self._sessions.find(id_)
-        except BSONError:
-            found = {}
+        except StoreError as error:
+            if not isinstance(error.__cause__, InvalidBSON):
+                raise
+            with self._sessions.deadline(begun):
+                found = self._fields_of(id_)
         if found is None:
             return None
         known = document.read(found)
@@ -539,6 +543,14 @@ class Life:
             _log_foreign(id_)
             return None
         return known if known.expires_at > self._clock() else None
+
+    def _fields_of(self, id_: str) -> dict[str, Any] | None:
+        """Return what can be decoded of the document under an id; None without a document.
+
+        The driver does not say whether the document or the rest of an answer was damaged.
+        """
+        raw = self._sessions.attempt(lambda them: list(_raw(them).find({"_id": id_})))
+        return document.fields_of(raw[0].raw) if raw else None
 
     def _live(self, found: Record | Mark | None, visit: Visit) -> Known:
         """Return the meaning of a document to a visit; dead by the times of now is nothing."""

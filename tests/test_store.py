@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,12 +20,14 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, SessionInfo, SessionWarning, StoreError
+from mongosession_wsgi import MongoStore, Session, SessionInfo, SessionWarning, StoreError
 from mongosession_wsgi.document import Mark, Record, decode, id_of
 from mongosession_wsgi.session import visit_of
 from mongosession_wsgi.testing import MemoryStore, memory
 
 from .conftest import Clock
+from .pretender import Pretender
+from .proxy import command_of
 
 
 def test_create_retrieve_flush_destroy(store: MongoStore, stored: Collection[Any]) -> None:
@@ -334,6 +338,121 @@ def test_a_database_that_is_down_is_a_store_error(settings: dict[str, Any]) -> N
     with pytest.warns(SessionWarning, match="could not be destroyed"):
         assert store.destroy(store.open("t" * 43)) is False
     store.close()
+
+
+OP_COMPRESSED = 2012
+
+
+class Spoiling(Pretender):
+    """Damages so many answers to finds and writes."""
+
+    spoilt: Callable[[bytes], bytes]
+    times = 0
+
+    def fault_for(self, message: bytes) -> Any:
+        if command_of(message) not in {"find", "update", "findAndModify", "delete"}:
+            return super().fault_for(message)
+        if self.times < 1:
+            return None
+        self.times -= 1
+        return lambda link, message: link.answer(self.spoilt(link.ask(message)))
+
+
+@pytest.fixture
+def spoiling(client: MongoClient[Any]) -> Iterator[Spoiling]:
+    assert client.address is not None
+    spoiling = Spoiling(client.address)
+    yield spoiling
+    spoiling.close()
+
+
+def visit(store: MongoStore, token: str | None, use: Callable[[Session], object]) -> None:
+    session = store.open(token)
+    use(session)
+    store.flush(session)
+
+
+def cut(answer: bytes) -> bytes:
+    """Leave the header and two bytes."""
+    return struct.pack("<i", 18) + answer[4:18]
+
+
+def of_another_type(answer: bytes) -> bytes:
+    """Give the last element, and so no document, a type that is none."""
+    at = answer.rindex(b"\1ok\0")
+    return answer[:at] + b"\x7f" + answer[at + 1 :]
+
+
+def compressed(answer: bytes) -> bytes:
+    """Say that what follows is compressed by zlib."""
+    code, size = struct.pack("<i", OP_COMPRESSED), struct.pack("<i", len(answer) - 16)
+    body = answer[4:12] + code + answer[12:16] + size + b"\2no zlib"
+    return struct.pack("<i", 4 + len(body)) + body
+
+
+@pytest.mark.parametrize("spoilt", [cut, of_another_type, compressed])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda session: session.get("a"),
+        lambda session: session.update(b=2),
+        lambda session: session.login("alice"),
+        lambda session: session.destroy(),
+    ],
+    ids=["read", "write", "login", "destroy"],
+)
+def test_a_damaged_answer_is_a_store_error(
+    settings: dict[str, Any],
+    store: MongoStore,
+    spoiling: Spoiling,
+    spoilt: Callable[[bytes], bytes],
+    use: Callable[[Session], object],
+) -> None:
+    session = store.create({"a": 1})
+    with closing(MongoStore(settings | {"mongodb_host": spoiling.uri})) as there:
+        there.retrieve("x")
+        spoiling.spoilt, spoiling.times = spoilt, 9
+        with pytest.raises(StoreError, match="damaged"):
+            visit(there, session.token, use)
+        spoiling.times = 0
+
+
+def test_an_answer_that_is_damaged_once_is_asked_for_again(
+    settings: dict[str, Any], store: MongoStore, spoiling: Spoiling
+) -> None:
+    session = store.create({"a": 1})
+    with closing(MongoStore(settings | {"mongodb_host": spoiling.uri})) as there:
+        there.retrieve("x")
+        spoiling.spoilt, spoiling.times = of_another_type, 1
+        assert there.open(session.token) == {"a": 1}
+
+
+def test_a_document_that_cannot_be_decoded_is_no_session(
+    settings: dict[str, Any],
+    store: MongoStore,
+    spoiling: Spoiling,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    session = store.open(None)
+    session.login("alice", label="QQQQ")
+    store.flush(session)
+    with closing(MongoStore(settings | {"mongodb_host": spoiling.uri})) as there:
+        there.retrieve("x")
+        spoiling.spoilt = lambda answer: answer.replace(b"QQQQ", b"\xff\xfe\xff\xfe")
+        spoiling.times = 9
+        assert there.open(session.token).new
+    assert f"{session.id} is not of our form" in caplog.text
+    assert store.open(session.token).owner == "alice"
+
+
+def test_an_answer_without_documents_is_no_missing_key(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    """`session.get` takes a `KeyError` for one."""
+    session = store.create({"a": 1})
+    pretender.changes["find"] = lambda answer: {"ok": 1.0}
+    with pytest.raises(StoreError):
+        there.open(session.token).get("a")
 
 
 def test_an_expiry_that_is_said_holds_also_an_earlier_one(store: MongoStore, clock: Clock) -> None:
