@@ -52,7 +52,8 @@ _TO_THE_PRIMARY = {"$readPreference": ReadPreference.PRIMARY.document}
 """What a direct connection needs, or the driver would put primaryPreferred there."""
 _REPLIES = document.CODEC.with_options(unicode_decode_error_handler="replace")
 """A server may cut the words of a refusal in the midst of a letter."""
-_KINDS: dict[Any, type[OperationFailure]] = {64: WTimeoutError, 11000: DuplicateKeyError}
+_DUPLICATE = 11000
+_KINDS: dict[Any, type[OperationFailure]] = {64: WTimeoutError, _DUPLICATE: DuplicateKeyError}
 """The driver's errors for some codes."""
 
 Documents = Collection[dict[str, Any]]
@@ -232,8 +233,10 @@ def _is_answer(error: Exception) -> bool:
 
 def _error_of(reply: dict[str, Any]) -> OperationFailure:
     """Return the driver's error for a write that was refused, or not acknowledged by a majority."""
-    refused = reply.get("writeErrors")
-    found = refused[0] if refused else reply["writeConcernError"]
+    refused, doubt = reply.get("writeErrors"), reply.get("writeConcernError")
+    if refused and doubt and refused[0].get("code") == _DUPLICATE:
+        refused = None  # A try before has stored the document, and a majority may not have it yet.
+    found: Any = refused[0] if refused else doubt
     code, labels = found.get("code"), reply.get("errorLabels", [])
     kind = _KINDS.get(code, WriteError if refused else WriteConcernError)
     return kind(found.get("errmsg"), code, {**found, "errorLabels": labels})

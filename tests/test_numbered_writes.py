@@ -216,6 +216,8 @@ def _refused(code: int) -> Callable[[Answer], Answer]:
         (_with(64), WTimeoutError),
         (_refused(NO_DISK), WriteError),
         (_refused(TAKEN), DuplicateKeyError),
+        (lambda answer: _with(64)(_refused(TAKEN)(answer)), WTimeoutError),
+        (lambda answer: _with(64)(_refused(NO_DISK)(answer)), WriteError),
     ],
 )
 def test_an_answer_may_hold_an_error_of_the_driver(
@@ -577,6 +579,16 @@ def test_a_session_with_a_final_refusal_is_idle(
     pretender.refuses = lambda name, asked: None
     (after,) = updates_of(lambda: change(there, token, 3))
     assert after["lsid"] == before["lsid"]
+
+
+def test_a_duplicate_that_no_majority_has_is_not_stored(
+    pretender: Pretender, there: MongoStore, store: MongoStore
+) -> None:
+    """A try before has stored it, as a server says that knows no numbers."""
+    store.create()
+    pretender.changes["insert"] = lambda answer: _with(64)(_refused(TAKEN)(answer))
+    with pytest.raises(StoreError, match="Too few members"):
+        there.create({"a": 1})
 
 
 class Cutting(Pretender):
