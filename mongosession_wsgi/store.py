@@ -171,7 +171,10 @@ class MongoStore:
         str.
         """
         this = _checked("id", id)
-        count = self._life.end_chain(this) or 0
+        count = self._life.end_chain(this)
+        if count is None:  # The text may be a visitor's own, or a token by mistake.
+            audit.say("revoke", "nothing to end was found by an id", count=0)
+            return 0
         audit.say("revoke", "a session was ended by its id", id=this, count=count)
         return count
 
@@ -185,8 +188,14 @@ class MongoStore:
         owner = _checked("owner", owner)
         if keep is not None:
             keep = _checked("keep", keep)
-        count = self._revoke_all(owner, keep)
-        audit.say("revoke", "sessions of an owner were ended", owner=owner, count=count)
+        count, is_over = 0, False
+        try:
+            for ended in self._ended(owner, keep):
+                count += ended
+            is_over = True
+        finally:
+            if count or is_over:
+                audit.say("revoke", "sessions of an owner were ended", owner=owner, count=count)
         return count
 
     def end(self, ids: Sequence[str], conditions: dict[str, Any]) -> int:
@@ -242,18 +251,22 @@ class MongoStore:
                 if end > now:
                     yield _info(record._replace(expires_at=end), len(raw.raw))
 
-    def _revoke_all(self, owner: str, keep: str | None) -> int:
-        """End the sessions found, and then the sessions moved in the meantime."""
+    def _ended(self, owner: str, keep: str | None) -> Iterator[int]:
+        """End the sessions found, then those moved in the meantime; yield the counts."""
         life = self._life
         found = list(life.of_owner(owner))
         marks = {one.id: one for one in found if isinstance(one, Mark)}
         kept = self._kept(keep, marks)
         live = [one.id for one in found if isinstance(one, Record) and one.id not in kept]
-        count = sum(map(life.end_all, _batches(live)))
+        count = 0
+        for batch in _batches(live):
+            ended = life.end_all(batch)
+            count += ended
+            yield ended
         moving = _loose_ends(marks, kept, found)
         if count < len(live):  # Some were given a new token just now, or ended by somebody else.
             moving += chain.from_iterable(map(life.moved, _batches(live)))
-        return count + sum(life.end_chain(id_) or 0 for id_ in moving)
+        yield from (life.end_chain(id_) or 0 for id_ in moving)
 
     def _kept(self, keep: str | None, marks: Mapping[str, Mark]) -> set[str | None]:
         """Return the ids of the kept session, before and after rotations.

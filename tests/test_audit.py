@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pymongo.collection import Collection
 
-from mongosession_wsgi import MongoStore, StoreError
+from mongosession_wsgi import MongoStore, StoreError, store
 from mongosession_wsgi.document import id_of
 from mongosession_wsgi.testing.requests import Clock
 
@@ -138,9 +138,33 @@ def test_revocations_are_a_line_for_each_call(scene: Scene, heard: Heard) -> Non
     scene.store.revoke_all("alice")
     assert heard.last == {"event": "revoke", "owner": "alice", "count": 1}
     scene.store.revoke(id_of(two))
-    assert heard.last == {"event": "revoke", "id": id_of(two), "count": 0}
-    assert heard.lines[-1].endswith(f"(session '{id_of(two)}', count 0)")
+    assert heard.last == {"event": "revoke", "count": 0}
+    assert heard.lines[-1] == "revoke: nothing to end was found by an id (count 0)"
     assert heard.events == ["revoke"] * 3
+
+
+def test_a_token_in_place_of_an_id_is_not_said(scene: Scene, heard: Heard) -> None:
+    token = scene.stored({"a": 1}, owner="alice")
+    for given in (token, "a text of a visitor", "t" * 43):
+        assert scene.store.revoke(given) == 0
+        assert given not in f"{heard.lines[-1]} {vars(heard.records[-1])!r}"
+
+
+@pytest.mark.parametrize("fails_at", [2, 3])
+def test_a_revocation_that_fails_in_the_midst_says_how_many_have_ended(
+    scene: Scene, heard: Heard, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(store, "AT_A_TIME", 2)
+    for _ in range(5):
+        scene.stored({}, owner="alice")
+    heard.records.clear()
+    scene.server.plan(fails_at, error=refused())
+    with pytest.raises(StoreError):
+        scene.store.revoke_all("alice")
+    ended = 2 * (fails_at - 2)
+    assert len(scene.live("alice")) == 5 - ended
+    said = {"event": "revoke", "owner": "alice", "count": ended}
+    assert [heard.last] == [said] if ended else heard.lines == []
 
 
 def test_a_limit(clock: Clock, scene: Scene, heard: Heard) -> None:
