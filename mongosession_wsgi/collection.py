@@ -90,7 +90,8 @@ class SessionCollection:
         self._client = client
         self._made: dict[int, Documents] = {}
         self._making: dict[int, Future[Documents]] = {}
-        self._endings: dict[MongoClient[Any], finalize[..., SessionCollection]] = {}
+        self._endings: dict[int, finalize[..., SessionCollection]] = {}
+        """By the identity of a client, because clients of the same hosts are equal."""
         self._is_direct = False
         self._timeout: float | None = None
         self._indexes = indexes.InPassing()
@@ -209,7 +210,13 @@ class SessionCollection:
     def ensure_indexes(self) -> None:
         """Make the missing indexes, TTL and `owner`, however long the server takes."""
         with connecting.unbound():
-            indexes.ensure(self.documents)
+            documents = self.documents
+            try:
+                indexes.ensure(documents)
+            except StoreError as error:
+                if not may_be_repeated(error.__cause__):
+                    raise
+                indexes.ensure(documents)
         self._indexes.finish()
 
     def ensure_indexes_in_passing(self) -> None:
@@ -229,7 +236,7 @@ class SessionCollection:
         self._making.pop(pid, None)
         idle = self._idle.pop(pid, deque())
         if (documents := self._made.pop(pid, None)) is not None:
-            with pymongo.timeout(_MOMENT):
+            with pymongo.timeout(_MOMENT), connecting.unbound():
                 with suppress(*RAISED_BY_THE_DRIVER):
                     commands.end(documents, idle)
                 self._end(documents)
@@ -303,7 +310,7 @@ class SessionCollection:
             if not any(name in str(error) for name in connecting.OPTIONS):
                 raise
             client = MongoClient(**options)
-        self._endings[client] = ending = finalize(self, _close_garbage, client, os.getpid())
+        self._endings[id(client)] = ending = finalize(self, _close_garbage, client, os.getpid())
         ending.atexit = False
         _USED.add(self)
         return client
@@ -311,7 +318,7 @@ class SessionCollection:
     def _end(self, documents: Documents) -> None:
         """Close the client of a collection, once; a client that was passed in stays open."""
         client = documents.database.client
-        ending = self._endings.pop(client, None)
+        ending = self._endings.pop(id(client), None)
         if ending is not None and ending.detach():
             _close(client)
 
@@ -402,7 +409,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _check_client(client: object) -> None:
     """Refuse an asynchronous client, whose writes nobody would wait for, and what is no client."""
-    if client is None:
+    if client is None or isinstance(client, MongoClient):
         return
     names = " ".join(one.__name__ for one in type(client).__mro__)
     # A database has attributes of any name.

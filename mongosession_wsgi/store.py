@@ -220,7 +220,10 @@ class MongoStore:
         return self._sessions.attempt(delete)
 
     def purge(self) -> int:
-        """Delete expired documents, for a server without a TTL monitor; return how many."""
+        """Delete expired documents, for a server without a TTL monitor; return how many.
+
+        If the connection breaks in the midst, the number is of the second try alone.
+        """
         expired = document.expired_by(self._clock())
         return self._sessions.attempt(lambda them: them.delete_many(expired).deleted_count)
 

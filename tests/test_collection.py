@@ -400,6 +400,20 @@ def test_a_session_that_the_application_has_bound_is_not_ours(
         assert list(store.sessions("alice")) == []
 
 
+@pytest.mark.skipif(not hasattr(ClientSession, "bind"), reason="needs PyMongo 4.18")
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_store_that_is_closed_leaves_a_transaction_of_the_application_alone(
+    settings: dict[str, Any], client: MongoClient[Any], shared: bool
+) -> None:
+    orders = client[settings["mongodb_session_db"]]["orders"]
+    store = MongoStore(settings, client=client if shared else None)
+    store.create()
+    with client.start_session() as theirs, theirs.bind(), theirs.start_transaction():
+        orders.insert_one({"n": 1})
+        store.close()
+    assert orders.count_documents({}) == 1
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), ValueError("x"), OSError("x")])
 def test_an_error_of_the_command_itself_is_not_taken_for_one_of_the_database(
     made: Made, error: Exception
@@ -624,6 +638,19 @@ def test_a_client_that_comes_after_its_store_was_closed_is_closed_too(
         late.find_one({})
     assert collection._endings == {}
     assert collection.attempt(look) is None
+
+
+def test_two_clients_of_the_same_hosts_are_both_closed(made: Made) -> None:
+    """The driver calls the clients equal."""
+    collection = made()
+    both = [collection._collection_of(collection._own_client()) for _ in range(2)]
+    assert both[0].database.client == both[1].database.client
+    for documents in both:
+        assert documents.find_one({}) is None
+        collection._end(documents)
+        with pytest.raises(InvalidOperation):
+            documents.find_one({})
+    assert collection._endings == {}
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["by close", "as garbage"])

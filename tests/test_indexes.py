@@ -26,6 +26,7 @@ from mongosession_wsgi.indexes import INDEXES, OURS, does_the_same
 from mongosession_wsgi.testing.memory import MemoryStore
 
 from .conftest import Clock
+from .pretender import Answer, Pretender
 from .proxy import Proxy
 from .test_collection import (  # noqa: F401
     LONGEST,
@@ -38,6 +39,8 @@ from .test_collection import (  # noqa: F401
     with_users,
 )
 
+ENDS = 91
+"""The code of an error: the server is about to end."""
 TTL = INDEXES["expires_at"]
 LISTED = {"v": 2, "key": {"expires_at": 1}, "name": "some", **TTL}
 
@@ -284,6 +287,32 @@ def test_a_timeout_of_the_application_counts_for_an_index_too(
     after_the_list(proxy.silent)
     with pymongo.timeout(0.5):
         assert "in time" in str(failure_of(collection.ensure_indexes, LONGEST / 3))
+
+
+@pytest.mark.parametrize("command", ["listIndexes", "createIndexes"])
+def test_a_server_that_ends_for_a_moment_is_asked_once_more(
+    made: Made,  # noqa: F811
+    pretender: Pretender,
+    stored: Collection[Any],
+    command: str,
+) -> None:
+    collection = made(pretender.uri, retry_reads=False)
+    codes = iter([ENDS])
+    pretender.refuses = lambda name, asked: next(codes, None) if name == command else None
+    collection.ensure_indexes()
+    assert on(stored).keys() == {"_id", *INDEXES}
+    tries = []
+
+    def refuse(name: str, _: Answer) -> int | None:
+        if name != command:
+            return None
+        tries.append(name)
+        return ENDS
+
+    stored.drop_indexes()
+    pretender.refuses = refuse
+    failure_of(collection.ensure_indexes)
+    assert len(tries) == (2 if command == "listIndexes" else 2 * len(INDEXES))
 
 
 # When they are made.

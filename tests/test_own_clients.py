@@ -61,6 +61,16 @@ def test_what_is_no_client_is_refused_before_a_write_is_lost(
                 MongoStore(settings, client=other)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["DatabaseClient", "AsyncSafeMongoClient", "MotorShopClient"])
+def test_a_class_of_the_applications_own_may_have_any_name(
+    mongodb_uri: str, settings: dict[str, Any], name: str
+) -> None:
+    with type(name, (MongoClient,), {})(mongodb_uri) as client:
+        store = MongoStore(settings, client=client)
+        assert store.retrieve(store.create({"a": 1}).token or "") == {"a": 1}
+        store.close()
+
+
 def test_a_span_has_no_token(
     spans: InMemorySpanExporter, mongodb_uri: str, settings: dict[str, Any]
 ) -> None:
