@@ -79,6 +79,17 @@ REMEDIES = (
         "network",
         types=DAMAGED,
     ),
+    # The driver's words for these two quote the failures of single members.
+    Remedy(
+        "No member of the replica set answers by its name in the set; if they run, let this "
+        "machine look these names up, or, for a set of one, set mongodb_direct_connection: true",
+        r"^\w+: Could not reach any servers .* internal hostnames",
+    ),
+    Remedy(
+        "The replica set has no primary that this machine can reach; if no election is under way, "
+        "look which members are down, and whether each can be reached by its name in the set",
+        r"^\w+: No (primary available|replica set members match)",
+    ),
     Remedy(
         "This process can have no more threads; raise the limit (ulimit -u, or pids.max of the "
         "container), or run fewer workers",
@@ -97,11 +108,11 @@ REMEDIES = (
     ),
     Remedy(
         "A mongodb+srv:// URI needs the package dnspython; install it: pip install dnspython",
-        "dnspython",
+        '"dnspython" module',
     ),
     Remedy(
         "The kind of login that is set (authMechanism) needs another package; install it",
-        "kerberos|pymongo-auth-aws|must be installed",
+        '"kerberos" module|requires pymongo-auth-aws|must be installed',
     ),
     Remedy(
         "This machine has no token for the kind of login that is set (authMechanism); check "
@@ -119,7 +130,7 @@ REMEDIES = (
         "The name of the server cannot be looked up; check mongodb_host for a slip, and the name "
         "servers (DNS) of this machine",
         r"Name or service not known|name resolution|nodename nor servname|No address associated"
-        r"|getaddrinfo|'idna' codec|DNS (query|response|operation)|nameservers",
+        r"|getaddrinfo failed|'idna' codec|DNS (query|response|operation)|All nameservers",
     ),
     Remedy(
         "The DNS records of the name in the mongodb+srv:// URI are not as MongoDB wants them; ask "
@@ -182,7 +193,8 @@ REMEDIES = (
     ),
     Remedy(
         "MongoDB does not allow this user to do that; grant it readWrite on the database",
-        codes=(NOT_ALLOWED,),
+        "not allowed to do action",  # Of MongoDB Atlas, with a code for many things.
+        (NOT_ALLOWED,),
     ),
     Remedy(
         "A unique index that is not ours refuses this session; drop it, or give sessions a "
@@ -219,7 +231,7 @@ REMEDIES = (
     Remedy(
         "The server is not the primary of its replica set; if no election is under way, name all "
         "members in mongodb_host, without directConnection",
-        r'selector "Primary\(\)"|not primary|not master|NotPrimary|NotWritablePrimary',
+        "not primary|not master|NotPrimary|NotWritablePrimary",
         (10107, 13435, 13436),
     ),
     Remedy(
@@ -236,7 +248,8 @@ REMEDIES = (
     Remedy(
         "MongoDB did not answer in time, for nothing listens there; start it, or check "
         "mongodb_host, mongodb_port and the firewall",
-        "Connection refused|No route to host|unreachable|No such file or directory|WinError 10061",
+        r"Connection refused|No route to host|is unreachable|unreachable (host|network)"
+        "|No such file or directory|WinError 10061",
     ),
     Remedy(
         "MongoDB closes the connection; if it takes TLS only, set mongodb_tls: true; else look at "

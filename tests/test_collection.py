@@ -30,12 +30,14 @@ from pymongo import MongoClient, _csot, monitoring
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import (
+    AutoReconnect,
     ConfigurationError,
     DuplicateKeyError,
     InvalidOperation,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
+    ServerSelectionTimeoutError,
 )
 from pymongo.uri_parser import parse_uri
 
@@ -927,6 +929,62 @@ def test_no_more_files_can_be_opened(made: Made, monkeypatch: pytest.MonkeyPatch
 )
 def test_no_token_is_to_be_had(error: Exception) -> None:
     assert "mongodb_auth_mechanism_properties" in explained(error)
+
+
+DOWN = "a:1: [Errno 111] Connection refused"
+TOPOLOGY = f"Timeout: 5s, Topology Description: <.. error=AutoReconnect({DOWN!r})>"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ServerSelectionTimeoutError(f"No primary available for writes, {TOPOLOGY}"),
+            "has no primary",
+        ),
+        (
+            ServerSelectionTimeoutError(
+                f'No replica set members match selector "Primary()", {TOPOLOGY}'
+            ),
+            "has no primary",
+        ),
+        (
+            ServerSelectionTimeoutError(
+                "Could not reach any servers in [('mongo', 27017)]. Replica set is configured with "
+                f"internal hostnames or IPs?, {TOPOLOGY}"
+            ),
+            "mongodb_direct_connection: true",
+        ),
+        (ServerSelectionTimeoutError(f"{DOWN}, {TOPOLOGY}"), "nothing listens"),
+        (ServerSelectionTimeoutError("a:1: [Errno 101] Network is unreachable"), "nothing listens"),
+        (
+            OperationFailure("user is not allowed to do action [insert] on [a.sessions]", 8000),
+            "grant it readWrite",
+        ),
+        (OperationFailure("CMD_NOT_ALLOWED: createIndexes", 8000), "plan of this MongoDB"),
+        (ConfigurationError('The "dnspython" module must be installed to use'), "dnspython"),
+        (
+            ConfigurationError('The "kerberos" module must be installed to use GSSAPI'),
+            "another package",
+        ),
+        (
+            ConfigurationError("MONGODB-AWS authentication requires pymongo-auth-aws: install"),
+            "another package",
+        ),
+    ],
+    ids=str,
+)
+def test_each_of_the_drivers_words_has_its_text(error: Exception, words: str) -> None:
+    assert words in explained(error)
+
+
+@pytest.mark.parametrize(
+    "host", ["kerberos.local", "pymongo-auth-aws", "dnspython", "nameservers", "getaddrinfo"]
+)
+def test_the_name_of_a_host_has_no_text(host: str) -> None:
+    assert "nothing listens" in explained(
+        AutoReconnect(f"{host}:1: [Errno 111] Connection refused")
+    )
 
 
 def test_nothing_listens(made: Made) -> None:
