@@ -346,7 +346,7 @@ def test_every_field_of_a_mark_is_read() -> None:
 
 # How large a thing may be.
 
-SMALL_CORE = 3_992
+SMALL_CORE = 4_048
 """The code lines of the rooms, without blank lines, comments and docstrings.
 
 Version 1 had 1,696 in nine modules. What came since: the table and its rooms, sealed sessions,
