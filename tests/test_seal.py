@@ -318,6 +318,11 @@ def test_a_value_that_does_not_open_makes_the_session_none(
     assert caplog.messages == [
         f"The document {id_} is not of our form: it is no session, and stays."
     ]
+    changed = store.open(token)
+    changed["a"] = 3
+    assert "b" not in changed
+    assert changed.new
+    assert changed == {"a": 3}
     rotated = store.open(token)
     rotated.regenerate()
     store.flush(rotated)
