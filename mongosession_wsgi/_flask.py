@@ -83,7 +83,7 @@ class FlaskExchanges:
         if isinstance(self.store, MongoStore):
             self.store.follow(self.times)
         app.teardown_request_funcs.setdefault(None, []).insert(0, _at_end_of_request)
-        app.teardown_appcontext_funcs.append(_at_end_of_context)
+        app.teardown_appcontext_funcs.insert(0, _at_end_of_context)
 
     def cookies(self) -> CookiePolicy:
         """Return the cookies by Flask's settings and hooks of now."""

@@ -75,15 +75,14 @@ def find(documents: Documents, idle: IdleSessions, id: str) -> dict[str, Any] | 
     session = _session_of(client, idle)
     try:
         reply = database.command(command, codec_options=documents.codec_options, session=session)
+        batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"][:1]
     except (OperationFailure, BSONError) as error:
         if _is_answer(error):
             _give_back(session, idle)
         raise
-    _give_back(session, idle)
-    try:
-        batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
-    except KeyError as error:  # A `session.get` would take the error for a missing key.
+    except (LookupError, TypeError) as error:  # A `session.get` takes one for a missing key.
         raise ProtocolError("the answer to a find has no documents") from error
+    _give_back(session, idle)
     return batch[0] if batch else None
 
 
@@ -145,7 +144,8 @@ class Write:
         if is_first:
             self._session = session = _session_of(client, self._idle)
             self._number = Int64(next(_NUMBERS))
-        if session is None:
+        is_without_numbers = isinstance(client, MongoClient) and not client.options.retry_writes
+        if session is None and not is_without_numbers:
             return bool(self._by_the_driver(documents))
         try:
             was_written = self._send(documents, session)
@@ -157,13 +157,14 @@ class Write:
         _give_back(session, self._idle)
         return was_written
 
-    def _send(self, documents: Documents, session: ClientSession) -> bool:
+    def _send(self, documents: Documents, session: ClientSession | None) -> bool:
         command: dict[str, Any] = {
             self._name: documents.name,
-            "txnNumber": self._number,
             "writeConcern": documents.write_concern.document,
             **self._operations,
         }
+        if session is not None:
+            command["txnNumber"] = self._number
         database = documents.database
         options = database.client.options
         if options.direct_connection:

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from ipaddress import IPv6Address, ip_address
 from threading import Lock
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 from urllib.parse import quote
 
 from werkzeug.http import dump_cookie
@@ -254,7 +255,7 @@ def _checked_domain(domain: str | None) -> str | None:
     host = domain.removeprefix(".")
     try:
         name = host.encode("idna").decode("ascii")
-        is_mapped = any(map(_is_mapped, host.split(".")))
+        is_mapped = any(map(_is_mapped, re.split("[.\u3002\uff0e\uff61]", host)))
     except UnicodeError:
         name, is_mapped = "", False
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
@@ -274,7 +275,8 @@ def _is_mapped(label: str) -> bool:
 
     Python has IDNA 2003. Browsers leave such letters as they are (UTS 46, nontransitional).
     """
-    return not label.isascii() and label.encode("idna").decode("idna") != label.lower()
+    written = normalize("NFKC", "".join(map(str.lower, label)))
+    return not label.isascii() and label.encode("idna").decode("idna") != written
 
 
 def _checked_path(path: str) -> str:

@@ -519,19 +519,17 @@ def _in_utc(moment: datetime) -> datetime:
 class _Walk:
     """A walk through a value before storage.
 
-    A list or dict in several places is walked through once, and counted each time: a value shared
-    twice at each of 60 levels would be 2**60 long.
+    A list or dict in several places is counted in each, and walked through again only where it is
+    deeper than before: a value shared twice at each of 60 levels would be 2**60 long.
     """
 
     def __init__(self) -> None:
         self._size = 0
-        self._known: dict[int, tuple[Any, int, Any] | None] = {}
-        """The stored form and the least size of each list or dict; None while the walk is in it.
+        self._known: dict[int, tuple[Any, int, Any, int] | None] = {}
+        """The stored form, least size and depth of each list or dict; None while the walk is in it.
 
         The list or dict is kept too, for a number like its own must not go to another.
         """
-        self._levels: dict[int, int] = {}
-        """The levels of each stored form of a list or dict in several places."""
 
     def form(self, value: Any, path: _Path, depth: int) -> Any:
         kind = type(value)
@@ -573,28 +571,21 @@ class _Walk:
     def _container(self, value: Any, path: _Path, depth: int) -> Any:
         before, found = self._size, self._known.get(id(value), self)
         if found is None or depth > MAX_DEPTH:
-            raise _too_deep(value, path)
-        if isinstance(found, tuple):
-            stored, size, _ = found
-            if depth + self._levels_of(stored) > MAX_DEPTH + 1:
-                raise _too_deep(value, path)
+            raise SessionDataError(
+                f"{_shown(path)}: this {type(value).__name__} is nested in itself or more than "
+                f"{MAX_DEPTH} levels deep"
+            )
+        if isinstance(found, tuple) and depth <= found[-1]:
+            stored, size, *_ = found
             self._size += size
         else:
             self._known[id(value)] = None
             self._size += 5 + 3 * len(value)
             stored = self._items(value, path, depth)
-            self._known[id(value)] = stored, self._size - before, value
+            self._known[id(value)] = stored, self._size - before, value, depth
         if self._size > MAX_SIZE:
             raise too_large(f"{_shown(path)}: a value that has so many parts")
         return stored
-
-    def _levels_of(self, stored: Any) -> int:
-        if type(stored) not in _NESTED:
-            return 0
-        if id(stored) not in self._levels:
-            items = stored.values() if isinstance(stored, dict) else stored
-            self._levels[id(stored)] = 1 + max(map(self._levels_of, items), default=0)
-        return self._levels[id(stored)]
 
     def _items(self, value: Any, path: _Path, depth: int) -> Any:
         if not isinstance(value, dict):
@@ -613,13 +604,6 @@ class _Walk:
                 item = self.form(item, (path, key), depth + 1)
             stored[name] = item
         return stored
-
-
-def _too_deep(value: Any, path: _Path) -> SessionDataError:
-    return SessionDataError(
-        f"{_shown(path)}: this {type(value).__name__} is nested in itself or more than {MAX_DEPTH} "
-        "levels deep"
-    )
 
 
 def _is_lazy_text(value: Any) -> bool:

@@ -30,7 +30,7 @@ class SealedData(dict[str, bytes]):
         super().__init__(values)
         self.seal = seal
         self._spoil = spoil
-        self._names = tuple(values)
+        self.names = dict.fromkeys(values)
 
     def open(self, values: dict[str, bytes]) -> dict[str, Any]:
         """Open values; a value that does not open makes the document no session any more."""
@@ -42,10 +42,10 @@ class SealedData(dict[str, bytes]):
 
     def in_order(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return data in the order in which they are stored; what is not stored comes last."""
-        if len(self) == len(self._names):  # Nothing was taken out before.
+        if len(self) == len(self.names):  # Nothing was taken out before.
             return data
         keys = {self.seal.name(key): key for key in data}
-        stored = [keys[name] for name in self._names if name in keys]
+        stored = [keys[name] for name in self.names if name in keys]
         return {key: data[key] for key in (*stored, *data)}
 
 
@@ -72,7 +72,7 @@ class Draft:
         self.replaces: bool = False
         # The keys whose stored values a login leaves behind.
         self.dropped: frozenset[str] = frozenset()
-        # Held while data are loaded, leave their stored form, or change their dict. Of one draft: a
+        # Held while data are loaded or leave their stored form, or a key changes. Of one draft: a
         # lock of all would stay held in a process that is forked meanwhile.
         self.turn: AbstractContextManager[Any] = RLock()
         # The stored values still sealed, because nobody has asked for them.
@@ -120,6 +120,8 @@ class Draft:
             if self._sealed is not None:
                 self._open(self._sealed, key)
             del self._own_data()[key]
+            if self._sealed is not None:  # Set again, the key is the newest.
+                self._sealed.names.pop(self._sealed.seal.name(key), None)
             self._touched[key] = None
 
     def clear(self) -> None:

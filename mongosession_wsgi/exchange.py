@@ -204,8 +204,8 @@ class Exchange:
             visit.discard()
         try:
             outcome = self._store.flush(self.session)
-        except StoreError:
-            visit.state = State.ENDED  # No second try in the same request.
+        except StoreError as error:  # No second try in the same request.
+            visit.state, visit.known = State.ENDED, Failure(error)
             raise
         self._begins = outcome is Outcome.CREATED
         if outcome is not Outcome.KEPT and outcome is not Outcome.ENDED:

@@ -75,20 +75,21 @@ class Remedy(NamedTuple):
 
 REMEDIES = (
     Remedy(
-        "An answer of MongoDB is damaged; look at its log, and at what is between: a proxy, a "
-        "network",
+        "An answer of MongoDB is damaged; look at the server's log, and at what is between: a "
+        "proxy, a network",
         types=DAMAGED,
     ),
     # The driver's words for these two quote the failures of single members.
     Remedy(
         "No member of the replica set answers by its name in the set; if they run, let this "
         "machine look these names up, or, for a set of one, set mongodb_direct_connection: true",
-        r"^\w+: Could not reach any servers .* internal hostnames",
+        r"^\w+: Could not reach any servers (?!.*(SSL|certificate)).* internal hostnames",
     ),
     Remedy(
         "The replica set has no primary that this machine can reach; if no election is under way, "
-        "look which members are down, and whether each can be reached by its name in the set",
-        r"^\w+: No (primary available|replica set members match)",
+        "look whether it was initiated (rs.initiate()), which members are down, and whether each "
+        "can be reached by its name in the set",
+        r"^\w+: No (primary available|(replica set members|servers) (match|available for writes))",
     ),
     Remedy(
         "This process can have no more threads; raise the limit (ulimit -u, or pids.max of the "
@@ -127,8 +128,9 @@ REMEDIES = (
         types=(LookUpTimeoutError,),
     ),
     Remedy(
-        "The name of the server cannot be looked up; check mongodb_host for a slip, and the name "
-        "servers (DNS) of this machine",
+        "The name of a server cannot be looked up; check mongodb_host for a slip, the name servers "
+        "(DNS) of this machine, and whether a replica set has names for its members that only they "
+        "know",
         r"Name or service not known|name resolution|nodename nor servname|No address associated"
         r"|getaddrinfo failed|'idna' codec|DNS (query|response|operation)|All nameservers",
     ),

@@ -82,7 +82,7 @@ class SessionComponent:
             logger.error("Answered 503: %s", error, exc_info=error)
             for name in OF_THE_PAGE:
                 resp.delete_header(name)
-            raise HTTPServiceUnavailable(description=UNAVAILABLE, headers=REFUSAL) from error
+            raise HTTPServiceUnavailable(description=UNAVAILABLE, headers={**REFUSAL}) from error
 
 
 def _log_error(req: Request, message: str) -> None:

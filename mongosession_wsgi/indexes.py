@@ -134,6 +134,8 @@ def ensure(documents: Collection[Any]) -> None:
                 _make(documents, field, listed)
             except StoreError as error:
                 refusals.append(error)
+    if refusals:
+        raise max(refusals, key=lambda refusal: may_pass(refusal.__cause__))
     for one in listed:
         if is_over_all_documents(one) and one["name"] != OVER_ALL:
             logger.warning(
@@ -143,8 +145,6 @@ def ensure(documents: Collection[Any]) -> None:
                 one["name"],
                 documents.full_name,
             )
-    if refusals:
-        raise max(refusals, key=lambda refusal: may_pass(refusal.__cause__))
 
 
 def does_the_same(listed: Listed, field: str) -> bool:

@@ -426,7 +426,7 @@ class Life:
         """End the live sessions among `ids`, if they match the conditions; return how many.
 
         If the connection breaks in the midst, the number is of ids with neither a live session nor
-        the mark of a moved session after the second try.
+        the mark of a moved session after the last try.
         """
         if not ids:
             return 0

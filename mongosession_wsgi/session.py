@@ -47,8 +47,10 @@ class Session(MutableMapping[str, Any]):
         return (draft if key in draft.data else self._visit.read()).get(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._visit.touch()
-        self._visit.draft.set(key, value)
+        visit = self._visit
+        visit.touch()
+        with visit.draft.turn:  # A look by another thread may put another draft in place.
+            visit.draft.set(key, value)
 
     def __delitem__(self, key: str) -> None:
         self._visit.read().delete(key)

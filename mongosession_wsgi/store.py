@@ -205,7 +205,7 @@ class MongoStore:
     def delete(self, ids: Sequence[str], conditions: dict[str, Any]) -> int:
         """Delete the documents of `ids`, if they still match the conditions; return how many.
 
-        If the connection breaks in the midst, the number is of documents gone after the second try.
+        If the connection breaks in the midst, the number is of documents gone after the last try.
         """
         among, tries = {"_id": {"$in": ids}}, 0
         # The narrowest condition comes first: the embedded server takes the first index it meets.
@@ -222,7 +222,7 @@ class MongoStore:
     def purge(self) -> int:
         """Delete expired documents, for a server without a TTL monitor; return how many.
 
-        If the connection breaks in the midst, the number is of the second try alone.
+        If the connection breaks in the midst, the number is of the last try alone.
         """
         expired = document.expired_by(self._clock())
         return self._sessions.attempt(lambda them: them.delete_many(expired).deleted_count)

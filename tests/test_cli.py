@@ -268,6 +268,7 @@ def test_a_section_of_an_ini_file_is_chosen_where_several_would_do(
         ("s.toml", "", "s.toml: must end in .yaml, .yml, .json, .ini, .cfg, .conf"),
         ("s.yaml", "mongodb_host: h", "Name their database: --settings FILE"),
         ("s.json", '{"MONGODB_SESSION_DB": "shop"}', "s.json: MONGODB_SESSION_DB is in capitals"),
+        ("t.json", '{"MONGODB_HOST": "db.example"}', "t.json: MONGODB_HOST is in capitals"),
         ("s.yaml", "mongodb_session_db: a/b", "mongodb_session_db: must be a database name"),
     ],
 )

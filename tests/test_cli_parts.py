@@ -205,9 +205,11 @@ def test_a_variable_that_is_no_text_is_named(name: str, text: str) -> None:
         Connection().settings({"MONGOSESSION_DB": "shop", name: text})
 
 
-def test_a_hint_leaves_out_the_passwords_of_the_settings() -> None:
-    given = Connection(database="shop", collection="hunter2", secrets=frozenset(["hunter2"]))
-    assert given.hint("init") == "mongosession init --db shop --coll '…'"
+def test_a_hint_leaves_out_passwords_where_they_may_be_and_no_other_words() -> None:
+    """A password may have the letters of a name."""
+    uri = "mongodb://h/?appName=shop"
+    given = Connection(uri=uri, database="shop", secrets=frozenset(["shop"]))
+    assert given.hint("init") == "mongosession init --uri 'mongodb://h/?appName=…' --db shop"
 
 
 def test_a_hint_repeats_the_options_but_no_password() -> None:

@@ -955,6 +955,17 @@ TOPOLOGY = f"Timeout: 5s, Topology Description: <.. error=AutoReconnect({DOWN!r}
             ),
             "mongodb_direct_connection: true",
         ),
+        # Of a set that was never initiated.
+        (ServerSelectionTimeoutError("No servers available for writes, Timeout: 5s"), "initiated"),
+        (ServerSelectionTimeoutError('No servers match selector "Primary()", T'), "initiated"),
+        (
+            ServerSelectionTimeoutError(
+                "Could not reach any servers in [('a', 1)]. Replica set is configured with "
+                "internal hostnames or IPs?, Topology: [SSL: CERTIFICATE_VERIFY_FAILED] Hostname "
+                "mismatch, certificate is not valid for 'a'"
+            ),
+            "for another name",
+        ),
         (ServerSelectionTimeoutError(f"{DOWN}, {TOPOLOGY}"), "nothing listens"),
         (ServerSelectionTimeoutError("a:1: [Errno 101] Network is unreachable"), "nothing listens"),
         (

@@ -101,7 +101,13 @@ def test_ninety_levels_come_back(store: MongoStore) -> None:
 
 def test_a_value_in_several_places_counts_with_its_levels_in_each(store: MongoStore) -> None:
     shared = nested(80)
-    for value in ([shared, nested(10, shared)], [shared, [shared, [nested(8, shared)]]]):
+    within = DBRef("coll", 1, x=shared)
+    for value in (
+        [shared, nested(10, shared)],
+        [shared, [shared, [nested(8, shared)]]],
+        [[within], nested(20, [within])],
+        [shared := [within], nested(20, shared)],
+    ):
         with pytest.raises(SessionDataError, match="more than 90 levels"):
             store.create({"top": value})
 

@@ -208,6 +208,15 @@ def test_sealed_keys_keep_their_order_whichever_is_opened_first() -> None:
         assert list(draft.complete().items()) == list(({"a": 1, "b": 2, "c": 3} | changed).items())
 
 
+def test_a_sealed_key_that_is_removed_and_set_again_is_the_newest() -> None:
+    for asked in ("", "b"):
+        draft = sealed({"a": 1, "b": 2, "c": 3})
+        draft.has(asked)
+        draft.delete("a")
+        draft.set("a", 9)
+        assert list(draft.complete()) == ["b", "c", "a"]
+
+
 def test_a_dropped_key_is_left_behind_sealed_or_not() -> None:
     for look in (lambda draft: draft.complete(), lambda draft: draft.has("csrf")):
         draft = sealed({"csrf": "old", "a": 1})
@@ -429,9 +438,13 @@ def test_the_first_changes_of_two_threads_both_count() -> None:
     assert draft.difference().assigned == {"b": 2, "c": 3}
 
 
-@pytest.mark.parametrize("ask", [lambda one: one.get("a"), lambda one: one.complete()["a"]])
+ASKS: list[Callable[[Draft], Any]] = [lambda one: one.get("a"), lambda one: one.complete()["a"]]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("asks", ASKS)
 def test_two_threads_find_the_same_sealed_value(
-    ask: Callable[[Draft], Any], monkeypatch: pytest.MonkeyPatch
+    ask: Callable[[Draft], Any], asks: Callable[[Draft], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft, found, opened = sealed({"a": 1, "b": 2}), list[Any](), Seal.open
 
@@ -439,7 +452,7 @@ def test_two_threads_find_the_same_sealed_value(
         turn.wait_for_the_other()
         return opened(self, values)
 
-    turn = Turnstile(draft.turn, Thread(target=lambda: found.append(draft.get("a"))))
+    turn = Turnstile(draft.turn, Thread(target=lambda: found.append(asks(draft))))
     draft.turn = turn
     monkeypatch.setattr(Seal, "open", slowly)
     found.append(ask(draft))

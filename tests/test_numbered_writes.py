@@ -236,6 +236,19 @@ def test_an_answer_may_hold_an_error_of_the_driver(
     change(there, token, 2)
 
 
+@pytest.mark.parametrize("retries", [True, False])
+def test_a_duplicate_without_a_majority_is_not_stored(
+    pretender: Pretender, settings: dict[str, Any], retries: bool
+) -> None:
+    options = {"mongodb_retry_writes": retries, "mongodb_host": pretender.uri}
+    there = MongoStore(settings | options)
+    there.retrieve("x")
+    pretender.changes["insert"] = lambda answer: _with(64)(_refused(TAKEN)(answer))
+    with pytest.raises(StoreError):
+        there.create({"a": 1})
+    there.close()
+
+
 def test_updates_at_the_same_time_have_a_session_each(
     pretender: Pretender, there: MongoStore, store: MongoStore
 ) -> None:

@@ -323,6 +323,7 @@ def test_a_value_that_does_not_open_makes_the_session_none(
     assert "b" not in changed
     assert changed.new
     assert changed == {"a": 3}
+    assert changed.id != id_
     rotated = store.open(token)
     rotated.regenerate()
     store.flush(rotated)

@@ -397,6 +397,24 @@ def test_the_first_of_two_threads_asks_for_both(scene: Scene) -> None:
     assert looks == [visit]
 
 
+def test_a_key_that_is_set_while_another_thread_looks_is_kept(scene: Scene) -> None:
+    session = scene.store.open(scene.stored({"a": 1}))
+    session["b"] = 2
+    other = Thread(target=lambda: session.__setitem__("c", 3))
+    visit = visit_of(session)
+    visit.draft.turn = turn = Turnstile(visit.draft.turn, other)
+    look = visit._look
+
+    def slowly(visit: Visit) -> Known:
+        turn.wait_for_the_other()
+        return look(visit)
+
+    visit._look = slowly
+    assert session["a"] == 1
+    other.join()
+    assert session == {"a": 1, "b": 2, "c": 3}
+
+
 def test_a_store_that_failed_is_not_asked_again(scene: Scene) -> None:
     session = scene.store.open("t" * 43)
     scene.server.plan("find", error=refused())

@@ -504,6 +504,32 @@ def test_a_late_destroy_is_done_though_the_request_has_failed(
     assert stored.count_documents({}) == 0
 
 
+def test_a_store_that_failed_at_the_commit_is_not_asked_to_destroy(
+    visit: Any, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Session] = []
+
+    class Body(list[bytes]):
+        def close(self) -> None:
+            environ["mongosession"].destroy()
+
+    def fail(session: Session) -> None:
+        asked.append(session)
+        raise StoreError("MongoDB is down")
+
+    def app(of: dict[str, Any], start_response: Any) -> Body:
+        environ.update(of)
+        of["mongosession"]["a"] = 2
+        start_response("200 OK", PLAIN)
+        return Body([b"item"])
+
+    environ: dict[str, Any] = {}
+    session = store.create({"a": 1})
+    monkeypatch.setattr(store, "flush", fail)
+    assert visit(app, session).status.startswith("503")
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("fails", ["at its first item", "at the commit"])
 def test_a_destroy_in_the_close_of_a_body_is_done_though_the_request_has_failed(
     visit: Any, stored: Collection[Any], store: MongoStore, fails: str

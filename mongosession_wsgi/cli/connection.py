@@ -123,7 +123,7 @@ class Connection:
             word
             for option, value in given.items()
             if value is not None
-            for word in (option, without(self.secrets, str(value)))
+            for word in (option, without(self.secrets if option == "--uri" else (), str(value)))
         ]
         return f"mongosession {shlex.join((*words, *shown))}"
 
@@ -187,9 +187,10 @@ def read(file: Path, section: str | None = None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SettingsError(f"--settings {file}: must be one mapping of keys to values")
     _check_texts(file, found)
-    if "MONGODB_SESSION_DB" in found and "mongodb_session_db" not in found:
+    loud = [key for key in found if str(key).startswith("MONGODB_") and key.lower() not in found]
+    if loud:
         raise SettingsError(
-            f"--settings {file}: MONGODB_SESSION_DB is in capitals, as in a Flask configuration; "
+            f"--settings {file}: {loud[0]} is in capitals, as in a Flask configuration; "
             "write the keys in small letters, or give --uri and --db in place of the file"
         )
     return found

@@ -23,6 +23,7 @@ from mongosession_wsgi import (
     SettingsError,
     StoreError,
 )
+from mongosession_wsgi.exchange import REFUSAL
 from mongosession_wsgi.falcon import SessionComponent
 
 from ..wsgi import COOKIE, DOWN, Browser, call, conforming, environ_of
@@ -403,6 +404,17 @@ def test_an_uncaught_error_of_the_store_is_a_503_without_a_use_of_the_session(
         assert answer.header("Retry-After") == "5"
         assert "StoreError: MongoDB is down" in errors.getvalue()
         assert [one.levelno for one in caplog.records] == [logging.ERROR]
+
+
+def test_a_503_has_no_header_of_another_503(component: SessionComponent) -> None:
+    def note(req: falcon.Request, resp: falcon.Response, error: Any, params: Any) -> None:
+        error.headers["X-Visitor"] = req.path
+        raise error
+
+    app = app_of(component, index=fail_in_the_store, other=fail_in_the_store)
+    app.add_error_handler(falcon.HTTPServiceUnavailable, note)
+    Browser(app).get("/other")
+    assert REFUSAL == {"Retry-After": "5", "Cache-Control": "no-store"}
 
 
 def test_an_error_of_the_store_that_is_caught_is_for_the_application(

@@ -1222,6 +1222,32 @@ def test_late_changes_beside_what_is_passed_to_the_server_as_it_is_are_written(
     assert [one["data"] for one in stored.find()] == [{"n": 1, "late": 2}] * (not logs_out)
 
 
+def test_a_late_change_that_fails_keeps_no_function_of_the_application_from_its_work(
+    app: Flask, visitor: FlaskClient, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flask import send_file
+
+    given_back: list[object] = []
+
+    @app.teardown_request
+    def late(_: object) -> None:
+        if request.path == "/":
+            session["late"] = 2
+            monkeypatch.setattr(store, "flush", fail)
+
+    def fail(_: object) -> None:
+        raise StoreError("MongoDB is down")
+
+    app.teardown_appcontext(given_back.append)
+    on(app)(lambda: send_file(io.BytesIO(b"tea"), "text/plain"))
+    on(app, "/set")(lambda: session.update(n=1))
+    visitor.get("/set")
+    given_back.clear()
+    with pytest.raises(StoreError):
+        visitor.get("/")
+    assert given_back == [None]
+
+
 def test_blueprints_and_async_views_share_the_session(app: Flask, visitor: FlaskClient) -> None:
     pytest.importorskip("asgiref", reason="Flask needs it for async views")
     cart = Blueprint("cart", __name__, url_prefix="/cart")
