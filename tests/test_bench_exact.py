@@ -277,6 +277,14 @@ def test_a_page_has_the_sections_that_were_measured_and_says_where() -> None:
     assert report.page_of(moved).count("Measured at another time: 1999-12-31") == 1
 
 
+@pytest.mark.parametrize(
+    "part", [name for name in report.saved() if name not in ("settings", "memory", "wire by keys")]
+)
+def test_each_part_of_a_run_is_told_without_the_others(part: str) -> None:
+    saved = report.saved()
+    assert len(report.as_text({"settings": saved["settings"], part: saved[part]})) > 100
+
+
 def test_a_run_of_some_parts_leaves_the_others_as_they_are() -> None:
     saved, run = report.saved(), {"held": {}, "settings": {"held": {"date": "1999-12-31"}}}
     both = report.merged(saved, run)

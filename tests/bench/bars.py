@@ -165,7 +165,7 @@ class Loss(NamedTuple):
 
 def costs_of(figures: Figures) -> Iterator[tuple[str, str, dict[str, dict[str, float]]]]:
     """Yield what is compared: a unit, the form of its figures, and those by row and contender."""
-    time, wire = figures["time"], figures["wire"]
+    time, wire = figures["time"], figures.get("wire", {})  # A run may leave parts out.
     spent = {row: {name: added(figures, row, name)[0] for name in by} for row, by in time.items()}
     yield "µs of CPU", ",.1f", spent
     commands = {

@@ -69,13 +69,14 @@ def _rate(cell: Figures) -> str:
 def key_rows(figures: Figures) -> Rows:
     rows = [["keys", *figures["cpu by keys"]["ours"]]]
     for name, by in figures["cpu by keys"].items():
-        wires = figures["wire by keys"][name]
-        cells = [
-            f"{middle(spent)[0]:.0f}; {wires[keys]['sent'] + wires[keys]['received']:,}"
-            for keys, spent in by.items()
-        ]
+        wires = figures.get("wire by keys", {}).get(name, {})  # A part of its own.
+        cells = [f"{middle(spent)[0]:.0f}{_bytes(wires.get(keys))}" for keys, spent in by.items()]
         rows.append([name, *cells])
     return rows
+
+
+def _bytes(wire: Figures | None) -> str:
+    return "" if wire is None else f"; {wire['sent'] + wire['received']:,}"
 
 
 def session_rows(figures: Figures) -> Rows:
