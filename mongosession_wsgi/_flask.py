@@ -222,7 +222,7 @@ def _at_end_of_context(exc: BaseException | None) -> None:
     end of the request may have failed, so that ours was not called.
     """
     if exc is None:
-        if (passed := g.get(PASSED)) is not None:
-            passed.close()
+        if PASSED in g:
+            g.get(PASSED).close()
     elif (failed := g.get(FAILED)) is not None:
         failed.abandon()
