@@ -136,8 +136,7 @@ class FlaskExchange(Exchange):
         super().__init__(of.store, of.cookies(), environ, of.times())
         self._of = of
         self.is_handshake: bool = is_handshake(environ)
-        # The identity of the context of the request; a copy is another context.
-        self.context: int = id(_CONTEXT._get_current_object()) if _CONTEXT else 0
+        self.context: int = _context_now()
 
     def commit(self, status: str) -> None:
         """Store the session, by the settings of now, which a hook may just have changed."""
@@ -205,13 +204,21 @@ def _give_up(_: Flask, exception: BaseException) -> None:
         session._visit = Visit(None, lambda _: NOTHING, visit.times)
 
 
+def _context_now() -> int:
+    """Return the identity of the context of the request; a copy of it is another context."""
+    try:
+        return id(_CONTEXT._get_current_object())
+    except RuntimeError:  # Without one, as in a test.
+        return 0
+
+
 def _at_end_of_request(exc: BaseException | None) -> None:
     """Carry out a logout though the request has failed, without a response."""
     if exc is None:
         return
     exchange = getattr(request.__dict__.get(SESSION), "_exchange", None)
     # A copy of the context may have failed, which ends no request.
-    if exchange is not None and exchange.context == id(_CONTEXT._get_current_object()):
+    if exchange is not None and exchange.context == _context_now():
         exchange.abandon()
 
 
