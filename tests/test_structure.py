@@ -432,7 +432,7 @@ def test_the_core_is_small() -> None:
 @pytest.mark.parametrize("framework", sorted(FRAMEWORKS))
 def test_what_a_framework_needs_is_small(framework: str) -> None:
     files = [PACKAGE / f"{name}.py" for name in (framework, f"_{framework}")]
-    assert sum(code_lines(file.read_text()) for file in files if file.exists()) <= 280
+    assert sum(code_lines(file.read_text()) for file in files if file.exists()) <= 285
 
 
 def test_everything_public_says_what_it_does() -> None:
