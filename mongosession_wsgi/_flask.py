@@ -34,7 +34,8 @@ _CONTEXT: Any = vars(contexts).get("request_ctx", contexts.app_ctx)
 SESSION = "mongosession_wsgi.session"
 """The name of the session among the attributes of Flask's request."""
 FAILED, PASSED = "mongosession_wsgi.failed", "mongosession_wsgi.passed"
-"""The names of an exchange in `g`: of a request that failed, and of one with such a response."""
+"""The names in `g` of the exchange of a request that failed, and of one whose response goes to the
+server as it is."""
 _OURS = Settings.keys("cookie", "store")
 _HOOKS = {
     "get_cookie_name": "session_name",

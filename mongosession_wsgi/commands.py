@@ -144,8 +144,8 @@ class Write:
         if is_first:
             self._session = session = _session_of(client, self._idle)
             self._number = Int64(next(_NUMBERS))
-        is_without_numbers = isinstance(client, MongoClient) and not client.options.retry_writes
-        if session is None and not is_without_numbers:
+        # By the driver's method, a write without a number hides that no majority may have it.
+        if session is None and (not isinstance(client, MongoClient) or client.options.retry_writes):
             return bool(self._by_the_driver(documents))
         try:
             was_written = self._send(documents, session)

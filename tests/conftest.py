@@ -20,6 +20,7 @@ from mongosession_wsgi.testing.requests import Clock
 from .commands import RECORDER
 from .measured import import_all, measure_no_more, paused, resumed, save
 from .pretender import Pretender
+from .proxy import Proxy, before
 
 # Time limits of Hypothesis would fail on a busy machine. Examples are the same in each run: some of
 # those that chance makes up take many times as long. `STORIES` asks for others.
@@ -144,10 +145,15 @@ def client(mongodb_uri: str) -> Iterator[MongoClient[Any]]:
 @pytest.fixture
 def pretender(client: MongoClient[Any]) -> Iterator[Pretender]:
     """A proxy before the server, whose answers a test may change."""
-    assert client.address is not None
-    pretender = Pretender(client.address)
-    yield pretender
-    pretender.close()
+    with before(client, Pretender) as pretender:
+        yield pretender
+
+
+@pytest.fixture
+def proxy(client: MongoClient[Any]) -> Iterator[Proxy]:
+    """A proxy before the server, with faults that a test switches on."""
+    with before(client, Proxy) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any, TypeVar
 
 import bson
+from pymongo import MongoClient
 
 _GARBAGE = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nNo.\n"
 _HEADER = 16
@@ -216,6 +217,17 @@ class Proxy:
         for link in links:
             link.cut()
             link.join(0.1)
+
+
+P = TypeVar("P", bound=Proxy)
+
+
+@contextmanager
+def before(client: MongoClient[Any], kind: type[P]) -> Iterator[P]:
+    """Yield a proxy of a kind before the server of a client, and close the proxy in the end."""
+    assert client.address is not None
+    with closing(kind(client.address)) as proxy:
+        yield proxy
 
 
 class _Link(threading.Thread):

@@ -35,7 +35,7 @@ from mongosession_wsgi.testing.requests import Clock
 
 from . import tool
 from .explore.exploring import quietly
-from .proxy import Proxy
+from .proxy import Proxy, before
 from .races import SERVERS
 from .servers.java import UnavailableError
 from .wsgi import KEY, call, environ_of
@@ -317,9 +317,7 @@ def soak_on(uri: str | None) -> Iterator[Soak]:
             database = f"soak_{secrets.token_hex(4)}"
             stack.callback(client.drop_database, database)
             client.admin.command("ping")
-            assert client.address is not None
-            proxy = Proxy(client.address)
-            stack.callback(proxy.close)
+            proxy = stack.enter_context(before(client, Proxy))
             place = {"mongodb_session_db": database, "mongodb_host": proxy.uri}
             store = MongoStore(memory | place, clock=clock)
             stack.callback(store.close)

@@ -23,7 +23,7 @@ from mongosession_wsgi.embedded import EmbeddedServer
 from mongosession_wsgi.times import Times
 
 from .conftest import Clock
-from .proxy import Proxy, command_of
+from .proxy import Proxy, before, command_of
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 HOURS = partial(timedelta, 0, 0, 0, 0, 0)
@@ -67,10 +67,8 @@ class Cutter(Proxy):
 
 @pytest.fixture
 def cutter(client: MongoClient[Any]) -> Iterator[Cutter]:
-    assert client.address is not None
-    cutter = Cutter(client.address)
-    yield cutter
-    cutter.close()
+    with before(client, Cutter) as cutter:
+        yield cutter
 
 
 @pytest.fixture

@@ -78,13 +78,6 @@ def made(mongodb_uri: str, database: str) -> Iterator[Made]:
         one.close()
 
 
-@pytest.fixture
-def proxy(mongodb_uri: str) -> Iterator[Proxy]:
-    proxy = Proxy(address_of(mongodb_uri))
-    yield proxy
-    proxy.close()
-
-
 def address_of(uri: str) -> tuple[str, int]:
     host, port = parse_uri(uri)["nodelist"][0]
     return host, int(port)

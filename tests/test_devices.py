@@ -383,14 +383,6 @@ def test_the_page_is_read_and_touched_on_a_small_phone(
 
 
 @pytest.fixture
-def proxy(mongodb_uri: str) -> Iterator[Proxy]:
-    address = urlsplit(mongodb_uri)
-    proxy = Proxy((address.hostname or "", address.port or 27017))
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
 def distant(settings: dict[str, Any], proxy: Proxy, store: MongoStore) -> Iterator[MongoStore]:
     """A store whose commands pass the proxy, and find the indexes made by the other one."""
     distant = MongoStore(settings | {"mongodb_host": proxy.uri})

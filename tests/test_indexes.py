@@ -35,7 +35,6 @@ from .test_collection import (  # noqa: F401
     failure_of,
     made,
     no_threads,
-    proxy,
     with_users,
 )
 
@@ -200,7 +199,7 @@ def test_an_index_in_the_way_is_named_and_the_other_is_made(
 @pytest.mark.parametrize("others", [False, True])
 def test_a_server_that_makes_no_partial_index(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     stored: Collection[Any],
     caplog: pytest.LogCaptureFixture,
     others: bool,
@@ -270,7 +269,7 @@ def after_the_list(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], No
 
 def test_a_server_that_goes_down_is_not_waited_for_as_long_as_an_index(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     after_the_list: Callable[[Callable[[], None]], None],
 ) -> None:
     collection = made(proxy.uri, server_selection_timeout_ms=500)
@@ -280,7 +279,7 @@ def test_a_server_that_goes_down_is_not_waited_for_as_long_as_an_index(
 
 def test_a_timeout_of_the_application_counts_for_an_index_too(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     after_the_list: Callable[[Callable[[], None]], None],
 ) -> None:
     collection = made(proxy.uri)
@@ -404,7 +403,7 @@ FINAL = [13, 8000, 67, 4321]
 @pytest.mark.parametrize("code", PASSING)
 def test_what_fails_for_a_passing_reason_is_tried_again_later(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     stored: Collection[Any],
     caplog: pytest.LogCaptureFixture,
     code: int,
@@ -424,7 +423,7 @@ def test_what_fails_for_a_passing_reason_is_tried_again_later(
 @pytest.mark.parametrize("code", FINAL)
 def test_a_refusal_is_one_warning(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     caplog: pytest.LogCaptureFixture,
     code: int,
 ) -> None:
@@ -440,7 +439,7 @@ def test_a_refusal_is_one_warning(
 
 def test_of_two_failures_one_that_may_pass_is_tried_again(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     stored: Collection[Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -487,7 +486,7 @@ def test_without_a_thread_they_are_made_later(
 
 def test_a_database_that_is_down_is_no_matter_of_the_thread(
     made: Made,  # noqa: F811
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     collection = made(proxy.uri, timeout_ms=500)
@@ -538,7 +537,7 @@ print(len(list(store.sessions())))
 
 @pytest.mark.parametrize("is_down", [False, True])
 def test_a_process_ends_as_ever_while_they_are_made(
-    proxy: Proxy,  # noqa: F811
+    proxy: Proxy,
     database: str,
     is_down: bool,
 ) -> None:

@@ -27,7 +27,7 @@ from mongosession_wsgi.testing import MemoryStore, memory
 
 from .conftest import Clock
 from .pretender import Pretender
-from .proxy import command_of
+from .proxy import before, command_of
 
 
 def test_create_retrieve_flush_destroy(store: MongoStore, stored: Collection[Any]) -> None:
@@ -360,10 +360,8 @@ class Spoiling(Pretender):
 
 @pytest.fixture
 def spoiling(client: MongoClient[Any]) -> Iterator[Spoiling]:
-    assert client.address is not None
-    spoiling = Spoiling(client.address)
-    yield spoiling
-    spoiling.close()
+    with before(client, Spoiling) as spoiling:
+        yield spoiling
 
 
 def visit(store: MongoStore, token: str | None, use: Callable[[Session], object]) -> None:
