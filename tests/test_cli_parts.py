@@ -27,7 +27,7 @@ from mongosession_wsgi.cli.administration import Statistics, Summary
 from mongosession_wsgi.cli.arguments import fault_of
 from mongosession_wsgi.cli.connection import Connection
 from mongosession_wsgi.cli.reasons import reason, secrets_of, without, without_users
-from mongosession_wsgi.cli.verdicts import Verdict
+from mongosession_wsgi.cli.verdicts import Finding, Verdict
 from mongosession_wsgi.document import Record, id_of
 from mongosession_wsgi.embedded import EmbeddedServerError
 from mongosession_wsgi.indexes import OURS, OVER_ALL
@@ -210,6 +210,13 @@ def test_a_hint_leaves_out_passwords_where_they_may_be_and_no_other_words() -> N
     uri = "mongodb://h/?appName=shop"
     given = Connection(uri=uri, database="shop", secrets=frozenset(["shop"]))
     assert given.hint("init") == "mongosession init --uri 'mongodb://h/?appName=…' --db shop"
+
+
+def test_a_finding_shows_no_password_of_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Finding("round trip", Verdict.WRONG, "mongodb://joe:hunter2@db fails")
+    console.finding(found, ())
+    assert "mongodb://…@db fails" in capsys.readouterr().out
+    assert "hunter2" not in str(console.findings_as_json([found], ()))
 
 
 def test_a_hint_repeats_the_options_but_no_password() -> None:

@@ -366,6 +366,25 @@ def test_no_visitor_waits_for_them(
     store.close()
 
 
+@pytest.mark.parametrize(("code", "times"), [(91, 2), (13, 1)])
+def test_they_are_tried_again_only_if_the_connection_broke(
+    made: Made,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    times: int,
+) -> None:
+    tried: list[object] = []
+
+    def refuse(documents: object) -> None:
+        tried.append(documents)
+        raise StoreError("refused") from OperationFailure("refused", code)
+
+    monkeypatch.setattr(indexes, "ensure", refuse)
+    with pytest.raises(StoreError):
+        made().ensure_indexes()
+    assert len(tried) == times
+
+
 def test_the_time_of_a_request_does_not_end_their_making(
     made: Made,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

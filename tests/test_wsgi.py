@@ -530,6 +530,27 @@ def test_a_store_that_failed_at_the_commit_is_not_asked_to_destroy(
     assert len(asked) == 1
 
 
+def test_a_destroy_that_failed_is_not_tried_again_as_the_body_is_closed(
+    visit: Any, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Session] = []
+
+    def fail(session: Session) -> bool:
+        asked.append(session)
+        return False
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        environ["mongosession"].destroy()
+        raise ValueError
+        yield b""
+
+    session = store.create({"a": 1})
+    monkeypatch.setattr(store, "destroy", fail)
+    with pytest.raises(ValueError):  # noqa: PT011
+        visit(app, session)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("fails", ["at its first item", "at the commit"])
 def test_a_destroy_in_the_close_of_a_body_is_done_though_the_request_has_failed(
     visit: Any, stored: Collection[Any], store: MongoStore, fails: str
